@@ -1,0 +1,19 @@
+"""Networks on several image streams that survive a missing sensor and train in less memory."""
+
+from manystream import functional, layers, models
+from manystream.dropout import ModalityDropout
+from manystream.models import StreamResNet
+from manystream.presence import Presence
+from manystream.streams import StreamBatch
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ModalityDropout",
+    "Presence",
+    "StreamBatch",
+    "StreamResNet",
+    "functional",
+    "layers",
+    "models",
+]

@@ -1,0 +1,138 @@
+"""Read one image file exactly as stored: JPEG, 8- and 16-bit PNG, TIFF and ``.npy``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFile
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".npy")
+
+_PILLOW_FORMATS = ("JPEG", "PNG", "TIFF")
+_STORED_DTYPES = (np.uint8, np.uint16, np.float32)
+_AS_IT_IS = ("L", "RGB", "I", "F")
+
+
+class UnreadableImageError(ValueError):
+    """A file that is missing, damaged, or not an image that can be kept exactly.
+
+    Attributes:
+        path: the file.
+        reason: what is wrong with it.
+    """
+
+    # `reason` has a default because torch rebuilds a worker's exception from its message alone.
+    def __init__(self, path: str | Path, reason: str = "") -> None:
+        super().__init__(path, reason)
+        self.path = Path(path)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        path = str(self.args[0])
+        return f"cannot read the image {path}: {self.reason}" if self.reason else path
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Decode a whole image file, so that a truncated one is found.
+
+    Values are never scaled: 16-bit PNG and TIFF give uint16. Transparency is dropped, palettes
+    become RGB, orientation tags are not applied. In ``.npy`` files float64 becomes float32 and
+    other integers become uint16 where they fit.
+
+    Args:
+        path: a file whose suffix is one of ``IMAGE_SUFFIXES``; ``.npy`` holds (H, W) or (H, W, C).
+
+    Returns:
+        Shape (H, W, C); uint8, uint16 or float32.
+
+    Raises:
+        UnreadableImageError: if the file is missing, damaged, or would lose bits.
+    """
+    path = Path(path)
+    try:
+        return _with_channels(_stored_dtype(_decode(path)))
+    except Exception as error:  # On damaged files Pillow and NumPy raise a dozen different kinds.
+        raise UnreadableImageError(path, _reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, OSError | ValueError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+def _decode(path: Path) -> np.ndarray:
+    suffix = path.suffix.lower()
+    if suffix not in IMAGE_SUFFIXES:
+        raise ValueError(f"its suffix is {suffix!r}; expected one of {', '.join(IMAGE_SUFFIXES)}")
+    return _decode_npy(path) if suffix == ".npy" else _decode_pillow(path)
+
+
+def _decode_npy(path: Path) -> np.ndarray:
+    with path.open("rb") as file:
+        # np.load would call a text file pickled data; this one says that it is no .npy file.
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _decode_pillow(path: Path) -> np.ndarray:
+    with Image.open(path, formats=_PILLOW_FORMATS) as image:
+        _refuse_lossy_depth(image)
+        return np.array(_plain_mode(image))
+
+
+def _refuse_lossy_depth(image: ImageFile.ImageFile) -> None:
+    # Pillow has no 16-bit colour mode: it would keep the upper 8 bits and say nothing.
+    if image.mode[0] not in "IF" and any(";16" in _raw_mode(tile[3]) for tile in image.tile):
+        raise ValueError(
+            "it has several channels of 16 bits, of which Pillow keeps 8; "
+            "store it as .npy, or with 8 bits a channel"
+        )
+
+
+def _raw_mode(codec_arguments: object) -> str:
+    first = codec_arguments[0] if isinstance(codec_arguments, tuple) else codec_arguments
+    return str(first)
+
+
+def _plain_mode(image: Image.Image) -> Image.Image:
+    if image.mode in _AS_IT_IS or image.mode.startswith("I;16"):
+        return image
+    if image.mode in ("1", "LA", "La"):
+        return image.convert("L")
+    if image.mode in ("P", "PA"):  # Straight to RGB warns where the palette has transparency.
+        return image.convert("RGBA").convert("RGB")
+    return image.convert("RGB")
+
+
+def _stored_dtype(pixels: np.ndarray) -> np.ndarray:
+    for dtype in _STORED_DTYPES:
+        if pixels.dtype.newbyteorder("=") == dtype:
+            return pixels.astype(dtype, copy=False)
+    if pixels.dtype.kind == "b":
+        return pixels.astype(np.uint8)
+    if pixels.dtype.kind == "f":
+        with np.errstate(over="raise"):
+            return pixels.astype(np.float32)
+    return _as_uint16(pixels)
+
+
+def _as_uint16(pixels: np.ndarray) -> np.ndarray:
+    if pixels.dtype.kind not in "iu" or (pixels.size and not _fits_uint16(pixels)):
+        raise ValueError(
+            f"its values are {pixels.dtype} and do not fit uint16; "
+            "expected uint8, uint16 or float32; store it as float32"
+        )
+    return pixels.astype(np.uint16)
+
+
+def _fits_uint16(pixels: np.ndarray) -> bool:
+    return bool(pixels.min() >= 0 and pixels.max() <= np.iinfo(np.uint16).max)
+
+
+def _with_channels(pixels: np.ndarray) -> np.ndarray:
+    if pixels.ndim not in (2, 3) or pixels.size == 0:
+        raise ValueError(f"its shape is {pixels.shape}; expected (H, W) or (H, W, C), not empty")
+    return pixels[..., None] if pixels.ndim == 2 else pixels

@@ -1,0 +1,63 @@
+"""What a data set must offer: who has which stream, the labels, and one image at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from torch import Tensor
+
+StreamKind = Literal["color", "depth", "other"]
+
+
+@dataclass(frozen=True)
+class StreamSpec:
+    """One stream of a data set.
+
+    Attributes:
+        name: what the stream is called at the model's edge, for example ``"rgb"``.
+        channels: channels of its images.
+        kind: how its values are treated. ``"color"``: 8-bit intensities, colour is augmented.
+            ``"depth"``: a range in any unit, where 0 means no reading. ``"other"``: plain values.
+    """
+
+    name: str
+    channels: int
+    kind: StreamKind = "other"
+
+
+class Source(Protocol):
+    """Labelled samples of several streams, read one image at a time.
+
+    Attributes:
+        streams: the streams, in the order of the model's inputs; M of them.
+        classes: class names; a target is an index into them.
+        ids: a name for each of the N samples, used in messages and predictions.
+        targets: class of each sample, shape (N,), int64.
+        present: which streams each sample has, shape (N, M), bool. Every row has at least one.
+    """
+
+    @property
+    def streams(self) -> tuple[StreamSpec, ...]: ...
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    @property
+    def ids(self) -> Sequence[str]: ...
+    @property
+    def targets(self) -> Tensor: ...
+    @property
+    def present(self) -> Tensor: ...
+
+    def read(self, index: int, stream: int) -> np.ndarray:
+        """Read one raw image, never called for an absent one.
+
+        Args:
+            index: number of the sample.
+            stream: number of the stream.
+
+        Returns:
+            Shape (H, W, C); uint8, uint16 or float32, with the values as stored.
+        """
+        ...

@@ -1,0 +1,5 @@
+"""Pure tensor operations with their own backward; they know nothing of presence, only rows."""
+
+from manystream.functional.integrate import linear_integrate
+
+__all__ = ["linear_integrate"]

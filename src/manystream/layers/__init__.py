@@ -1,0 +1,18 @@
+"""Modules around the functional room; each takes a StreamBatch and returns one."""
+
+from manystream.layers.blocks import BasicBlock, Bottleneck
+from manystream.layers.conv import StreamConv2d
+from manystream.layers.integration import IntegrationRule, LinearIntegration
+from manystream.layers.norm_act import NormLayer, StreamNormAct2d
+from manystream.layers.pool import StreamMaxPool2d
+
+__all__ = [
+    "BasicBlock",
+    "Bottleneck",
+    "IntegrationRule",
+    "LinearIntegration",
+    "NormLayer",
+    "StreamConv2d",
+    "StreamMaxPool2d",
+    "StreamNormAct2d",
+]

@@ -1,0 +1,80 @@
+"""Convolution of every stream, and its integration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from manystream.layers.integration import IntegrationRule, LinearIntegration
+from manystream.streams import StreamBatch
+
+
+class StreamConv2d(nn.Module):
+    r"""Convolve each stream's present rows, and mix the raw outputs into the integrated pathway.
+
+    .. math::
+        \mathrm{raw}_m = K_m * x_m, \quad y_m = \mathrm{raw}_m + b_m, \quad
+        z' = \mathrm{integrate}(\mathrm{raw}, z)
+
+    Args:
+        in_channels: channels of each stream.
+        out_channels: channels of every stream's output and of the integrated output.
+        kernel_size: side of the streams' kernels.
+        stride: stride of the streams' kernels and of the integrated input.
+        padding: zero padding of the streams.
+        integrated_channels: channels of the integrated input; None in the first layer.
+        integration: the rule that mixes raw outputs.
+        bias: whether the streams and the integrated output have a bias.
+
+    Example:
+        >>> import torch
+        >>> from manystream.presence import Presence
+        >>> conv = StreamConv2d([3, 1], 8, kernel_size=3, padding=1)
+        >>> presence = Presence.from_mask(torch.tensor([[True, True], [True, False]]))
+        >>> batch = StreamBatch((torch.zeros(2, 3, 5, 5), torch.zeros(1, 1, 5, 5)), presence)
+        >>> out = conv(batch)
+        >>> [tuple(y.shape) for y in out.streams], tuple(out.integrated.shape)
+        ([(2, 8, 5, 5), (1, 8, 5, 5)], (2, 8, 5, 5))
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int = 0,
+        *,
+        integrated_channels: int | None = None,
+        integration: IntegrationRule = LinearIntegration,
+        bias: bool = False,
+    ) -> None:
+        super().__init__()
+        self.streams = nn.ModuleList(
+            nn.Conv2d(c, out_channels, kernel_size, stride, padding, bias=bias) for c in in_channels
+        )
+        self.integration = integration(
+            len(in_channels), integrated_channels, out_channels, stride, bias
+        )
+
+    def forward(self, batch: StreamBatch) -> StreamBatch:
+        """Shapes (B_m, C_m, H, W) and (B, C_z, H, W) to (B_m, C, H', W') and (B, C, H', W')."""
+        raw = [_raw(conv, x) for conv, x in zip(self.streams, batch.streams, strict=True)]
+        integrated = self.integration(raw, batch)
+        streams = tuple(_biased(conv, y) for conv, y in zip(self.streams, raw, strict=True))
+        return replace(batch, streams=streams, integrated=integrated)
+
+
+def _raw(conv: nn.Module, x: Tensor) -> Tensor:
+    if not isinstance(conv, nn.Conv2d) or conv.bias is None:
+        y: Tensor = conv(x)
+        return y
+    return F.conv2d(x, conv.weight, None, conv.stride, conv.padding)
+
+
+def _biased(conv: nn.Module, raw: Tensor) -> Tensor:
+    bias = conv.bias
+    return raw + bias.view(-1, 1, 1) if isinstance(bias, Tensor) else raw

@@ -1,0 +1,93 @@
+"""What every network of several streams shares: named streams at its edge, and the boundary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from manystream.streams import Inputs, StreamBatch, make_batch
+
+
+class StreamNetwork(nn.Module):
+    """A classifier of several image streams; subclasses define :meth:`forward_batch`.
+
+    Args:
+        in_channels: channels of each stream by name, or in order (then named "0", "1", …).
+
+    Raises:
+        ValueError: if there is no stream or one without channels.
+    """
+
+    def __init__(self, in_channels: Mapping[str, int] | Sequence[int]) -> None:
+        super().__init__()
+        if not isinstance(in_channels, Mapping):
+            in_channels = {str(m): c for m, c in enumerate(in_channels)}
+        if not in_channels or min(in_channels.values()) < 1:
+            raise ValueError(
+                f"streams are {dict(in_channels)}; expected at least one, each with its number of "
+                'channels, for example {"rgb": 3, "depth": 1}'
+            )
+        self.in_channels = dict(in_channels)
+
+    @property
+    def stream_names(self) -> tuple[str, ...]:
+        """Names of the streams, in the order of the inputs."""
+        return tuple(self.in_channels)
+
+    def forward(
+        self,
+        inputs: Inputs | StreamBatch,
+        present: Tensor | None = None,
+        *,
+        blanked_mask: Mapping[str, Tensor] | Mapping[int, Tensor] | None = None,
+    ) -> Tensor:
+        """Classify a batch.
+
+        Args:
+            inputs: full batches, one of shape (B, C_m, H, W) per stream: a list in the model's
+                order, a dict by name, or a :class:`StreamBatch`. A stream that is None in the
+                list or missing from the dict is absent from every sample.
+            present: True where sample b has stream m, shape (B, M), bool, best on the CPU. Absent
+                images are never read; they may hold anything.
+            blanked_mask: for some streams, by number or name, True where the sample lacks it,
+                shape (B,), bool.
+
+        Returns:
+            Logits in the order of the inputs, shape (B, num_classes).
+
+        Raises:
+            ValueError: if the inputs do not fit the model or a sample has no stream.
+        """
+        batch = self.to_batch(inputs, present, blanked_mask)
+        return batch.presence.restore(self.forward_batch(batch))
+
+    def to_batch(
+        self,
+        inputs: Inputs | StreamBatch,
+        present: Tensor | None = None,
+        blanked_mask: Mapping[str, Tensor] | Mapping[int, Tensor] | None = None,
+    ) -> StreamBatch:
+        """Check inputs and make them compact and channels-last; arguments as :meth:`forward`."""
+        if not isinstance(inputs, StreamBatch):
+            inputs = make_batch(
+                inputs, self.in_channels, present=present, blanked_mask=blanked_mask
+            )
+        elif present is not None or blanked_mask is not None:
+            raise ValueError(
+                "a StreamBatch already says who is present; leave present and blanked_mask out"
+            )
+        self._check_channels(inputs)
+        return inputs.map(lambda x: x.contiguous(memory_format=torch.channels_last))
+
+    def forward_batch(self, batch: StreamBatch) -> Tensor:
+        """Logits of a compact batch in its sorted order, shape (B, num_classes)."""
+        raise NotImplementedError
+
+    def _check_channels(self, batch: StreamBatch) -> None:
+        came = [x.shape[1] for x in batch.streams]
+        if came != list(self.in_channels.values()):
+            raise ValueError(
+                f"the batch has streams of {came} channels; this model expects {self.in_channels}"
+            )
