@@ -1,6 +1,7 @@
 """Networks on several image streams that survive a missing sensor and train in less memory."""
 
 from manystream import functional, layers, models
+from manystream.classifier import StreamClassifier, create_model, load_model
 from manystream.dropout import ModalityDropout
 from manystream.models import StreamResNet
 from manystream.presence import Presence
@@ -12,8 +13,11 @@ __all__ = [
     "ModalityDropout",
     "Presence",
     "StreamBatch",
+    "StreamClassifier",
     "StreamResNet",
+    "create_model",
     "functional",
     "layers",
+    "load_model",
     "models",
 ]

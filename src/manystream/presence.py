@@ -205,7 +205,8 @@ def _order_of_patterns(patterns: frozenset[int]) -> tuple[int, ...]:
     The order that makes every stream a run is the consecutive-ones arrangement of the patterns;
     where there is none, a stream that would break those before it is left to an index.
     """
-    kept, arranged = 0, (0,)
+    kept = 0
+    arranged: tuple[int, ...] = (0,)
     for stream in range(max(patterns).bit_length()):
         trial = kept | 1 << stream
         found = _arrange(frozenset(p & trial for p in patterns))

@@ -131,10 +131,10 @@ def make_batch(
 
 def _by_name(inputs: Inputs, names: list[str]) -> dict[str, Tensor]:
     if not isinstance(inputs, Mapping):
-        if isinstance(inputs, Tensor) or len(inputs) != len(names):
-            came = "one tensor" if isinstance(inputs, Tensor) else f"{len(inputs)} streams"
+        if len(inputs) != len(names):
             raise ValueError(
-                f"inputs are {came}; expected a list of {len(names)} tensors, {', '.join(names)}"
+                f"inputs are {len(inputs)} streams; "
+                f"expected a list of {len(names)} tensors, {', '.join(names)}"
             )
         inputs = {n: x for n, x in zip(names, inputs, strict=True) if x is not None}
     unknown = [n for n in inputs if n not in names]

@@ -186,19 +186,19 @@ def dome(radius: float, height: float) -> Ball:
     return Ball(np.array([0.0, 0.0, center_z]), curvature_radius)
 
 
-def block(radius: float, height: float, bevel: float) -> Polyhedron:
+def block(radius: float, height: float, bevels: Floats) -> Polyhedron:
     """A square block of half width ``radius`` with slanted sides; a niche where height < 0.
 
     Args:
         radius: half the side length where the block meets the wall.
         height: of the flat top above the wall; its depth in the wall where negative.
-        bevel: width of the slanted sides seen from the front.
+        bevels: widths of the slanted sides seen from the front: right, left, top, bottom.
     """
-    steep, out = abs(height), np.sign(height) * bevel
-    sides = [(steep, 0, out), (-steep, 0, out), (0, steep, out), (0, -steep, out)]
-    planes = unit([*sides, (0, 0, np.sign(height))])
-    side_offset = radius * steep / np.hypot(steep, bevel)
-    return Polyhedron(planes, np.array([side_offset] * 4 + [steep]))
+    sides = abs(height) * np.array([(1, 0), (-1, 0), (0, 1), (0, -1)])
+    slanted = np.column_stack([sides, np.sign(height) * bevels])
+    lengths = np.linalg.norm(slanted, axis=1)
+    planes = np.vstack([slanted / lengths[:, None], (0, 0, np.sign(height))])
+    return Polyhedron(planes, abs(height) * np.append(radius / lengths, 1))
 
 
 def first_hit(solid: Solid, rays: Rays) -> Floats:
@@ -234,9 +234,7 @@ def trace(room: Room, camera: Camera, size: int) -> Hits:
     points = rays.at(depth)
     normals = _visible_normals(room, points, part)
     cosine = -np.einsum("ip,ip->p", normals, rays.directions)
-    return Hits(
-        depth, part, points, normals, cosine / np.linalg.norm(rays.directions, axis=0)
-    )
+    return Hits(depth, part, points, normals, cosine / np.linalg.norm(rays.directions, axis=0))
 
 
 def _visible_normals(room: Room, points: Floats, part: NDArray[np.intp]) -> Floats:
@@ -296,9 +294,9 @@ def sense_color(radiance, exposure, rng):
 def sense_depth(hits, rng, size):
     z = hits.depth
     noisy = z + rng.standard_normal(z.shape) * (0.0012 + 0.0019 * (z - 0.4) ** 2)
-    lost = (hits.facing < 0.25) | (noisy < 0.5) | (noisy > 6.0)
-    lost |= smooth_noise(rng, size).ravel() > rng.uniform(1.2, 3)
-    lost |= rng.random(z.shape) < 0.005
+    lost = (hits.facing < 0.1) | (noisy < 0.5) | (noisy > 6.0)
+    lost |= smooth_noise(rng, size).ravel() > rng.uniform(1.8, 4)
+    lost |= rng.random(z.shape) < 0.0005
     return np.where(lost, 0, np.round(1000 * noisy)).astype(np.uint16)
 
 

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from .image import IMAGE_SUFFIXES, UnreadableImageError, read_image
-from .source import StreamKind, StreamSpec
+from manystream.data.image import IMAGE_SUFFIXES, UnreadableImageError, read_image
+from manystream.data.source import StreamKind, StreamSpec
 
 _LAYOUT = "root/<split>/<stream>/<class>/<id>.<ext>"
 
@@ -208,25 +208,39 @@ def _subfolders(folder: Path) -> list[Path]:
 
 def _image_files(stream_folder: Path) -> Iterator[Path]:
     for class_folder in _subfolders(stream_folder):
-        yield from sorted(file for file in class_folder.iterdir() if _is_image(file))
+        yield from image_files_by_id(class_folder).values()
 
 
 def _is_image(file: Path) -> bool:
     return file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
 
 
+def image_files_by_id(folder: Path) -> dict[str, Path]:
+    """Images directly in a folder, by the stems of their names; none if there is no folder.
+
+    Raises:
+        ValueError: if two files have the same stem.
+    """
+    files: dict[str, Path] = {}
+    for file in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if not _is_image(file):
+            continue
+        if file.stem in files:
+            raise ValueError(
+                f"two files claim one sample: {files[file.stem].name} and {file.name} "
+                f"in {folder}; expected one file per id; remove or rename one"
+            )
+        files[file.stem] = file
+    return files
+
+
 def _scan_stream(folder: Path) -> dict[str, str]:
     """Suffix of the file of every ``class/id`` of one stream."""
-    suffixes: dict[str, str] = {}
-    for file in _image_files(folder):
-        sample_id = f"{file.parent.name}/{file.stem}"
-        if sample_id in suffixes:
-            raise ValueError(
-                f"two files claim one sample: {file.name} and {file.stem}{suffixes[sample_id]} "
-                f"in {file.parent}; expected one file per id; remove or rename one"
-            )
-        suffixes[sample_id] = file.suffix
-    return suffixes
+    return {
+        f"{class_folder.name}/{stem}": file.suffix
+        for class_folder in _subfolders(folder)
+        for stem, file in image_files_by_id(class_folder).items()
+    }
 
 
 def _class_of(sample_id: str) -> str:

@@ -50,7 +50,7 @@ def sample_scene(rng: Generator, outline: str, relief: str, pattern: str) -> Sce
     """Draw a scene of one class; only the relief and its paint depend on the class."""
     camera = _sample_camera(rng)
     reach = np.linalg.norm(camera.position) * np.tan(camera.fov / 2)
-    radius = reach * rng.uniform(0.38, 0.6)
+    radius = reach * rng.uniform(0.42, 0.62)
     floor = -radius * rng.uniform(1.1, 1.8)
     sign = 1 if relief == "raised" else -1
     solids = (
@@ -76,8 +76,8 @@ def sample_scene(rng: Generator, outline: str, relief: str, pattern: str) -> Sce
 
 
 def _sample_camera(rng: Generator) -> Camera:
-    fov, distance = np.radians(rng.uniform(45, 65)), rng.uniform(1.2, 2.6)
-    yaw, pitch, roll = np.radians(rng.uniform((-15, -3, -8), (15, 8, 8)))
+    fov, distance = np.radians(rng.uniform(30, 42)), rng.uniform(1.8, 3.2)
+    yaw, pitch, roll = np.radians(rng.uniform((-10, -4, -8), (10, 6, 8)))
     towards = np.array([np.sin(yaw) * np.cos(pitch), np.sin(pitch), np.cos(yaw) * np.cos(pitch)])
     aim = np.append(rng.uniform(-0.3, 0.3, 2), 0) * distance * np.tan(fov / 2)
     return Camera(distance * towards, render.look_at(distance * towards, aim, roll), fov)
@@ -85,10 +85,11 @@ def _sample_camera(rng: Generator) -> Camera:
 
 def _sample_relief(rng: Generator, outline: str, radius: float, sign: int) -> render.Solid:
     """Draw a relief whose slopes no camera sees edge-on: its outline hides whether it is raised."""
-    slope, bevel = rng.uniform(0.8, 1.2), radius * rng.uniform(0.3, 0.5)
+    height = radius * rng.uniform(0.36, 0.46)
     if outline == "disc":
-        return render.dome(radius, sign * radius * slope / 2)
-    return render.block(radius, sign * bevel * slope, bevel)
+        return render.dome(radius, sign * height)
+    bevels = height / 1.15 + radius * rng.uniform(0, 0.3, 4)
+    return render.block(radius, sign * height, bevels)
 
 
 def _sample_clutter(rng: Generator, reach: float, floor: float) -> render.Solid:
@@ -138,7 +139,10 @@ def _sample_mottle(rng: Generator, reach: float) -> Paint:
 def _sample_color(
     rng: Generator, min_saturation: float, max_saturation: float, min_value: float, max_value: float
 ) -> Floats:
-    saturation, value = rng.uniform(min_saturation, max_saturation), rng.uniform(min_value, max_value)
+    saturation, value = (
+        rng.uniform(min_saturation, max_saturation),
+        rng.uniform(min_value, max_value),
+    )
     return np.array(colorsys.hsv_to_rgb(rng.random(), saturation, value)) ** render.GAMMA
 
 

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .folder import FolderSource
-from .image import UnreadableImageError
-from .source import Source, StreamSpec
+from manystream.data.folder import FolderSource
+from manystream.data.image import UnreadableImageError
+from manystream.data.source import Source, StreamSpec
 
 _CACHE_VERSION = 1
 
@@ -240,9 +240,9 @@ def _stream_statistics(images: Sequence[_Image], stream: int, spec: StreamSpec) 
     ]
     total = reduce(_merge, parts, nothing)
     std = np.sqrt(total.m2 / np.maximum(total.count, 1))
-    # Stored values have at most float32's digits: a smaller spread is rounding of a constant.
-    constant = std <= np.finfo(np.float32).eps * np.abs(total.mean)
-    return StreamStatistics(tuple(total.mean.tolist()), tuple(np.where(constant, 1, std).tolist()))
+    # Exactly 0 for a constant: float64 sums of up to 2**29 equal float32 values do not round.
+    std[std == 0] = 1
+    return StreamStatistics(tuple(total.mean.tolist()), tuple(std.tolist()))
 
 
 def _fingerprint(source: FolderSource, limit: int | None) -> str:

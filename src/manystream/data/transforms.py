@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .source import StreamSpec
-from .statistics import StreamStatistics
+from manystream.data.source import StreamSpec
+from manystream.data.statistics import StreamStatistics
 
 # The range of torchvision's RandomResizedCrop, relative to the image's own aspect ratio.
 _ASPECT_RATIOS = (3 / 4, 4 / 3)

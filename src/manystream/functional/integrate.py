@@ -75,7 +75,7 @@ class _AddMixed(torch.autograd.Function):
     """``out[rows_m] += W_m * raw_m`` for every stream, in place in ``out``."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, out: Tensor, rows: tuple[slice | Tensor, ...], *tensors: Tensor
     ) -> Tensor:
         ctx.rows = rows

@@ -58,6 +58,7 @@ class StreamNormAct2d(nn.Module):
             residuals = (None,) * len(batch.streams) if identity is None else identity.streams
             streams = tuple(map(self._norm_act, self.streams, batch.streams, residuals))
         residual = None if identity is None else identity.integrated
+        assert batch.integrated is not None, "a norm follows a convolution"
         integrated = self._norm_act(self.integrated, batch.integrated, residual)
         return replace(batch, streams=streams, integrated=integrated)
 

@@ -15,13 +15,16 @@ class StreamNetwork(nn.Module):
 
     Args:
         in_channels: channels of each stream by name, or in order (then named "0", "1", …).
+        num_classes: number of classes.
 
     Raises:
-        ValueError: if there is no stream or one without channels.
+        ValueError: if there is no stream, one without channels, or fewer than two classes.
     """
 
-    def __init__(self, in_channels: Mapping[str, int] | Sequence[int]) -> None:
+    def __init__(self, in_channels: Mapping[str, int] | Sequence[int], num_classes: int) -> None:
         super().__init__()
+        if num_classes < 2:
+            raise ValueError(f"num_classes is {num_classes}; expected at least 2")
         if not isinstance(in_channels, Mapping):
             in_channels = {str(m): c for m, c in enumerate(in_channels)}
         if not in_channels or min(in_channels.values()) < 1:
@@ -30,6 +33,12 @@ class StreamNetwork(nn.Module):
                 'channels, for example {"rgb": 3, "depth": 1}'
             )
         self.in_channels = dict(in_channels)
+        self.num_classes = num_classes
+
+    @property
+    def num_streams(self) -> int:
+        """Number of streams M."""
+        return len(self.in_channels)
 
     @property
     def stream_names(self) -> tuple[str, ...]:

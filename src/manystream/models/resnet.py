@@ -63,22 +63,21 @@ class StreamResNet(StreamNetwork):
         num_classes: int,
         dropout: float = 0.0,
     ) -> None:
-        super().__init__(in_channels)
-        _check_layout(block, layers, widths, num_classes, dropout)
+        super().__init__(in_channels, num_classes)
+        _check_layout(block, layers, widths, dropout)
         rule = look_up_family(family)
-        num_streams = len(self.in_channels)
         make_block = partial(
             BLOCKS[block],
-            num_streams,
+            self.num_streams,
             integration=rule.integration,
             integrated_norm=rule.integrated_norm,
         )
         self.conv1 = StreamConv2d(
             list(self.in_channels.values()), widths[0], 7, 2, 3, integration=rule.integration
         )
-        self.bn1 = StreamNormAct2d(widths[0], num_streams, rule.integrated_norm)
+        self.bn1 = StreamNormAct2d(widths[0], self.num_streams, rule.integrated_norm)
         self.maxpool = StreamMaxPool2d(kernel_size=3, stride=2, padding=1)
-        channels = widths[0]
+        channels, stages = widths[0], []
         for stage, (depth, width) in enumerate(zip(layers, widths, strict=True), start=1):
             blocks = []
             for i in range(depth):
@@ -86,10 +85,11 @@ class StreamResNet(StreamNetwork):
                 last = stage == len(layers) and i == depth - 1
                 blocks.append(make_block(channels, width, stride, last=last))
                 channels = width * BLOCKS[block].expansion
-            self.add_module(f"layer{stage}", nn.Sequential(*blocks))
+            stages.append(nn.Sequential(*blocks))
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(channels, num_classes)
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward_batch(self, batch: StreamBatch) -> Tensor:
         """Logits of a compact batch in its sorted order, shape (B, num_classes)."""
@@ -116,17 +116,15 @@ class StreamResNet(StreamNetwork):
 
     def _stages(self, batch: StreamBatch) -> list[Tensor]:
         batch = self.maxpool(self.bn1(self.conv1(batch)))
-        integrated = []
+        integrated: list[Tensor] = []
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             batch = stage(batch)
-            assert batch.integrated is not None
+            assert batch.integrated is not None, "every layer integrates"
             integrated.append(batch.integrated)
         return integrated
 
 
-def _check_layout(
-    block: str, layers: Sequence[int], widths: Sequence[int], num_classes: int, dropout: float
-) -> None:
+def _check_layout(block: str, layers: Sequence[int], widths: Sequence[int], dropout: float) -> None:
     if block not in BLOCKS:
         raise ValueError(f"unknown block {block!r}; expected one of {', '.join(BLOCKS)}")
     if len(layers) != 4 or len(widths) != 4 or min(*layers, *widths) < 1:
@@ -134,7 +132,5 @@ def _check_layout(
             f"layers are {tuple(layers)} and widths {tuple(widths)}; "
             "expected four positive numbers each"
         )
-    if num_classes < 2:
-        raise ValueError(f"num_classes is {num_classes}; expected at least 2")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout is {dropout}; expected a probability in [0, 1)")

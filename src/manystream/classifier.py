@@ -1,0 +1,189 @@
+"""The user's model: a network with fit, evaluate, predict, save and load."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from manystream.models import StreamResNet
+from manystream.models.resnet import STAGE_WIDTHS
+
+if TYPE_CHECKING:
+    from manystream.training import FitOptions, History
+
+DEPTHS: dict[int, tuple[str, tuple[int, int, int, int]]] = {
+    18: ("basic", (2, 2, 2, 2)),
+    34: ("basic", (3, 4, 6, 3)),
+    50: ("bottleneck", (3, 4, 6, 3)),
+    101: ("bottleneck", (3, 4, 23, 3)),
+}
+
+_METADATA = "manystream"
+
+
+class StreamClassifier(StreamResNet):
+    """A :class:`StreamResNet` that trains, measures, predicts and keeps itself in one file.
+
+    Args:
+        layout: arguments of :class:`StreamResNet`.
+
+    Attributes:
+        layout: the same, to build the network again.
+        classes: names of the classes, if known.
+        preprocessing: how its images were prepared in training, if known; plain values, kept for
+            whoever prepares new ones.
+    """
+
+    def __init__(self, **layout: Any) -> None:
+        super().__init__(**layout)
+        self.layout = {**layout, "in_channels": self.in_channels}
+        self.classes: tuple[str, ...] | None = None
+        self.preprocessing: dict[str, Any] | None = None
+
+    def fit(
+        self,
+        train_loader: Iterable[Any],
+        val_loader: Iterable[Any] | None = None,
+        options: FitOptions | None = None,
+        *,
+        out_dir: str | Path | None = None,
+        **changes: Any,
+    ) -> History:
+        """Train on a loader; see :func:`manystream.training.fit`.
+
+        Args:
+            train_loader: batches ``(stream_0, …, stream_{M-1}, target)``, dicts by stream name
+                with ``target`` and optionally ``present``, or :class:`StreamBatch`.
+            val_loader: batches to measure after every epoch.
+            options: how to train, a :class:`manystream.training.FitOptions`.
+            out_dir: folder for checkpoints, logs and the history; without one, nothing is
+                written.
+            changes: fields of the options by name, for example ``epochs=100``.
+
+        Returns:
+            Loss, accuracy, mean class accuracy and dropout probability of every epoch.
+        """
+        from manystream.training import FitOptions, fit
+
+        options = replace(options, **changes) if options else FitOptions(**changes)
+        return fit(self, train_loader, val_loader, options, out_dir=out_dir and Path(out_dir))
+
+    def evaluate(
+        self, loader: Iterable[Any], *, blanked_streams: Collection[str] = (), **arguments: Any
+    ) -> dict[str, float]:
+        """Measure on a loader, with streams taken away; see :func:`manystream.training.evaluate`.
+
+        Args:
+            loader: batches as :meth:`fit` takes them.
+            blanked_streams: names of streams that every sample is to lack.
+            arguments: further ones of :func:`manystream.training.evaluate`.
+
+        Returns:
+            ``loss``, ``accuracy``, ``mean_class_accuracy`` and ``num_samples``.
+        """
+        from manystream.training import evaluate
+
+        return evaluate(self, loader, blanked_streams=blanked_streams, **arguments)
+
+    def predict(self, loader: Iterable[Any], **arguments: Any) -> Tensor:
+        """Class probabilities on a loader, (N, num_classes), in its order.
+
+        Args:
+            loader: batches as :meth:`fit` takes them; targets are not needed.
+            arguments: of :func:`manystream.training.predict`.
+        """
+        from manystream.training import predict
+
+        return predict(self, loader, **arguments)
+
+    def save(self, path: str | Path) -> None:
+        """Write weights, layout, classes and preprocessing into one safetensors file."""
+        from safetensors.torch import save_file
+
+        described = {
+            "layout": self.layout,
+            "classes": self.classes,
+            "preprocessing": self.preprocessing,
+        }
+        tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
+        partial = Path(path).with_suffix(".partial")
+        save_file(tensors, partial, metadata={_METADATA: json.dumps(described)})
+        partial.replace(path)
+
+
+def create_model(
+    family: str = "li_net3",
+    *,
+    depth: int = 18,
+    streams: Mapping[str, int] | Sequence[int],
+    num_classes: int,
+    width: float = 1.0,
+    dropout: float = 0.0,
+) -> StreamClassifier:
+    """Build a classifier of several image streams.
+
+    Args:
+        family: how the streams are mixed; see ``models.FAMILIES``.
+        depth: 18 or 34 (basic blocks), 50 or 101 (bottlenecks).
+        streams: channels of each stream by name, for example ``{"rgb": 3, "depth": 1}``.
+        num_classes: number of classes.
+        width: multiplier of the widths 64, 128, 256, 512.
+        dropout: probability of dropping a feature before the head.
+
+    Raises:
+        ValueError: if an argument is outside of what is named here.
+
+    Example:
+        >>> import torch
+        >>> model = create_model(streams={"rgb": 3, "depth": 1}, num_classes=5, width=0.125)
+        >>> model({"rgb": torch.zeros(2, 3, 64, 64)}).shape
+        torch.Size([2, 5])
+    """
+    if depth not in DEPTHS:
+        raise ValueError(f"depth is {depth}; expected one of {', '.join(map(str, DEPTHS))}")
+    if width <= 0:
+        raise ValueError(f"width is {width}; expected a multiplier above 0")
+    block, layers = DEPTHS[depth]
+    return StreamClassifier(
+        family=family,
+        block=block,
+        layers=layers,
+        widths=tuple(max(round(w * width), 1) for w in STAGE_WIDTHS),
+        in_channels=streams,
+        num_classes=num_classes,
+        dropout=dropout,
+    )
+
+
+def load_model(path: str | Path) -> StreamClassifier:
+    """Load what :meth:`StreamClassifier.save` wrote.
+
+    Args:
+        path: a safetensors file.
+
+    Raises:
+        ValueError: if the file is not one of ours, or is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            described = json.loads((file.metadata() or {})[_METADATA])
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise ValueError(f"no model file at {path}") from error
+    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{path} is not a model file of manystream, or it is damaged ({error}); expected the "
+            "model.safetensors that training wrote"
+        ) from error
+    model = StreamClassifier(**described["layout"])
+    model.load_state_dict(state)
+    model.classes = described["classes"] and tuple(described["classes"])
+    model.preprocessing = described["preprocessing"]
+    return model

@@ -1,0 +1,75 @@
+"""Entry point: parse the command line, call, and turn errors into messages."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from inspect import cleandoc
+from typing import Any
+
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+from manystream import __version__
+from manystream.cli.commands import console, evaluate, predict, train
+from manystream.cli.options import EvaluateOptions, PredictOptions, TrainOptions
+
+COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
+    "train": (TrainOptions, train),
+    "evaluate": (EvaluateOptions, evaluate),
+    "predict": (PredictOptions, predict),
+}
+
+INTERRUPTED = 130  # the shell's convention: 128 + SIGINT
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: words of the command line; those of the process by default.
+
+    Returns:
+        Exit status: 0, or 2 on bad input, or 130 after Ctrl-C.
+    """
+    words = sys.argv[1:] if arguments is None else arguments
+    parser = build_parser()
+    parsed = parser.parse_args([_underscored(word) for word in words])
+    options_class, run = COMMANDS[parsed.subcommand]
+    values = parser.instantiate(parsed)[parsed.subcommand].as_dict()
+    values.pop("config", None)
+    try:
+        run(options_class(**values))
+    except ValueError as error:
+        console.print(f"error: {error}", style="red", markup=False, highlight=False)
+        return 2
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 0
+
+
+def build_parser() -> ArgumentParser:
+    """Parser of all commands, derived from their options."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(
+        prog="manystream",
+        description="Networks on several image streams that survive a missing sensor.",
+        version=__version__,
+    )
+    commands = parser.add_subcommands(title="commands", metavar="COMMAND")
+    for name, (options, _) in COMMANDS.items():
+        description = cleandoc(options.__doc__ or "")
+        command = ArgumentParser(description=description, usage=f"manystream {name} [options]")
+        command.add_argument(
+            "--config", action="config", help="YAML file with any of these options."
+        )
+        command.add_class_arguments(options)
+        commands.add_subcommand(name, command, help=description)
+    return parser
+
+
+def _underscored(word: str) -> str:
+    """Let options be written with dashes: ``--data.on-error`` is ``--data.on_error``."""
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value

@@ -1,0 +1,1 @@
+"""Sources of labelled samples, and how they become compact batches."""

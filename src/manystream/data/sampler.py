@@ -1,0 +1,74 @@
+"""The batch sampler: it decides which streams a sample keeps before anything is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from manystream.data.dataset import SampleKey
+
+Selection = Callable[[Tensor], Tensor]
+"""From the streams samples have to those they keep, both (B, M) bool; a modality dropout's draw."""
+
+
+class StreamBatchSampler(Sampler[list[SampleKey]]):
+    """Batches of sample keys, shuffled or in order.
+
+    Args:
+        present: which streams each sample has, shape (N, M), bool.
+        batch_size: samples per batch.
+        shuffle: whether the order is drawn anew each epoch, from ``seed`` and the epoch.
+        drop_last: whether a smaller last batch is left out.
+        seed: seed of the order.
+
+    Attributes:
+        select: which streams the samples of a batch keep; a sample that keeps none is left out.
+            None keeps all.
+        epoch: the epoch, set by the training loop.
+    """
+
+    def __init__(
+        self,
+        present: Tensor,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        seed: int = 0,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; expected at least 1")
+        self.present = present
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.drop_last = drop_last and len(present) >= batch_size
+        self.seed = seed
+        self.select: Selection | None = None
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        full, rest = divmod(len(self.present), self.batch_size)
+        return full + (rest > 0 and not self.drop_last)
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        for indices in self._order().split(self.batch_size)[: len(self)]:
+            kept = self.present[indices]
+            kept = kept if self.select is None else self.select(kept)
+            batch = [
+                SampleKey(index, tuple(row), self.epoch)
+                for index, row in zip(indices.tolist(), kept.tolist(), strict=True)
+                if any(row)
+            ]
+            if batch:
+                yield batch
+
+    def _order(self) -> Tensor:
+        if not self.shuffle:
+            return torch.arange(len(self.present))
+        # Seeded by epoch, so that an epoch can be repeated without those before it.
+        rng = np.random.default_rng((self.seed, self.epoch))
+        return torch.from_numpy(rng.permutation(len(self.present)))

@@ -1,0 +1,74 @@
+"""Figures of runs: learning curves, and accuracy for every subset of streams."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+if TYPE_CHECKING:
+    from manystream.training.report import Run
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+def plot_curves(runs: Sequence[Run]) -> Figure:
+    """Loss, mean class accuracy and dropout probability over the epochs of each run.
+
+    Validation is drawn solid, training dashed.
+    """
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    loss, accuracy, probability = figure.subplots(1, 3)
+    for run, color in zip(runs, COLORS, strict=False):
+        _curve(loss, run, "loss", color)
+        _curve(accuracy, run, "mean_class_accuracy", color)
+        values = run.history["dropout_probability"]
+        probability.plot(range(1, len(values) + 1), values, color=color)
+    _dress(loss, "loss")
+    _dress(accuracy, "mean class accuracy", share=True)
+    _dress(probability, "modality dropout probability", share=True)
+    loss.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def plot_subsets(runs: Sequence[Run]) -> Figure:
+    """Mean class accuracy of each run for every subset of streams, as bars."""
+    subsets = list(runs[0].subsets)
+    figure = Figure(figsize=(max(5.0, 1.6 * len(subsets) + 2), 3.6), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(runs)
+    for i, (run, color) in enumerate(zip(runs, COLORS, strict=False)):
+        values = [run.subsets[s]["mean_class_accuracy"] for s in subsets]
+        places = [x + (i - (len(runs) - 1) / 2) * width for x in range(len(subsets))]
+        bars = axes.bar(places, values, width * 0.95, color=color, label=run.name)
+        axes.bar_label(bars, [f"{v:.0%}" for v in values], fontsize=8, padding=2)
+    axes.set_xticks(range(len(subsets)), subsets)
+    axes.set_xlabel("streams present")
+    axes.set_title("mean class accuracy", fontsize=10)
+    axes.set_ylim(0, 1.08)
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(runs) > 1:
+        figure.legend(fontsize=9, frameon=False, loc="outside lower center", ncols=len(runs))
+    return figure
+
+
+def _curve(axes: Axes, run: Run, quantity: str, color: str) -> None:
+    for stage, style in (("val", "-"), ("train", "--")):
+        values = run.history.get(f"{stage}_{quantity}", [])
+        label = f"{run.name}, {'validation' if stage == 'val' else 'training'}"
+        axes.plot(range(1, len(values) + 1), values, style, color=color, label=label)
+
+
+def _dress(axes: Axes, title: str, *, share: bool = False) -> None:
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel("epoch")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if share:
+        axes.set_ylim(0, 1)
+        axes.yaxis.set_major_formatter(PercentFormatter(1))

@@ -1,0 +1,39 @@
+"""Class probabilities of new samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from manystream.models import StreamNetwork
+from manystream.training.module import ClassifierModule
+from manystream.training.trainer import trainer_session
+
+
+def predict(
+    network: StreamNetwork,
+    loader: Iterable[Any],
+    *,
+    accelerator: str = "auto",
+    progress: bool = False,
+) -> Tensor:
+    """Class probabilities of every sample of a loader, in its order.
+
+    Args:
+        network: the network.
+        loader: batches as :func:`read_batch` takes them; targets are not needed.
+        accelerator: device, by Lightning's names.
+        progress: whether to show a progress bar.
+
+    Returns:
+        Shape (N, num_classes), float32, on the CPU.
+
+    Raises:
+        ValueError: if a batch does not fit the network.
+    """
+    with trainer_session(progress=progress, accelerator=accelerator) as trainer:
+        batches: list[Tensor] = trainer.predict(ClassifierModule(network), loader)  # type: ignore[assignment]
+    return torch.cat([probabilities.cpu() for probabilities in batches])

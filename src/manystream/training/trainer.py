@@ -1,0 +1,63 @@
+"""How a Lightning Trainer is set up and run here, for training and for measuring alike."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning.pytorch as pl
+
+_IGNORED_WARNINGS = (
+    ".*does not have many workers.*",  # the user's choice
+    ".*logging interval.*",  # a small data set has few steps per epoch
+    ".*LeafSpec.*is deprecated.*",  # between Lightning and torch
+    ".*Checkpoint directory .* exists and is not empty.*",  # the run's own folder
+)
+
+
+@contextmanager
+def trainer_session(*, progress: bool, **arguments: Any) -> Iterator[pl.Trainer]:
+    """Provide a Trainer on one device that writes and prints only what it is asked to.
+
+    Args:
+        progress: whether to show a progress bar.
+        arguments: of ``lightning.pytorch.Trainer``.
+
+    Raises:
+        KeyboardInterrupt: on Ctrl-C; Lightning alone would end the process after its clean-up.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with _quiet():
+            yield pl.Trainer(
+                enable_progress_bar=progress,
+                enable_model_summary=False,
+                num_sanity_val_steps=0,
+                **{"logger": False, "enable_checkpointing": False, "devices": 1, **arguments},
+            )
+    except SystemExit as ended:
+        if isinstance(ended.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        if signal.getsignal(signal.SIGINT) is not handler:
+            signal.signal(signal.SIGINT, handler)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back Lightning's remarks about hardware and its hints; warnings and errors stay."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for message in _IGNORED_WARNINGS:
+                warnings.filterwarnings("ignore", message=message)
+            yield
+    finally:
+        logger.setLevel(level)

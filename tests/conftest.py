@@ -1,0 +1,16 @@
+"""Settings of every test run: the same hypothesis examples each time, one thread."""
+
+import torch
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "manystream",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    max_examples=50,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("manystream")
+# The tests' tensors are too small to share among threads.
+torch.set_num_threads(1)

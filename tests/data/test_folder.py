@@ -1,0 +1,181 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from manystream.data.folder import FolderSource, available_splits, discover_streams
+from manystream.data.image import UnreadableImageError
+from manystream.data.source import Source, StreamSpec
+
+RGB = StreamSpec("rgb", 3, "color")
+DEPTH = StreamSpec("depth", 1, "depth")
+
+
+def write(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, pixels) if path.suffix == ".npy" else Image.fromarray(pixels).save(path)
+
+
+def color(value: int) -> np.ndarray:
+    return np.full((4, 6, 3), value, np.uint8)
+
+
+def depth(value: int) -> np.ndarray:
+    return np.full((2, 3), value, np.uint16)
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """Beds a (both streams) and b (colour only), desk c (depth only); a validation bed."""
+    write(tmp_path / "train/rgb/bed/a.png", color(1))
+    write(tmp_path / "train/rgb/bed/b.JPG", color(2))
+    write(tmp_path / "train/depth/bed/a.npy", depth(1000))
+    write(tmp_path / "train/depth/desk/c.png", depth(3000))
+    write(tmp_path / "val/rgb/bed/v.png", color(9))
+    (tmp_path / "val/depth").mkdir()
+    return tmp_path
+
+
+def train(root: Path) -> FolderSource:
+    return FolderSource(root, "train", (RGB, DEPTH))
+
+
+def test_samples_are_the_union_of_the_streams(root):
+    source: Source = train(root)
+    assert source.streams == (RGB, DEPTH)
+    assert source.classes == ("bed", "desk")
+    assert list(source.ids) == ["bed/a", "bed/b", "desk/c"]
+    assert source.targets.dtype == torch.int64
+    assert source.targets.tolist() == [0, 0, 1]
+    assert source.present.dtype == torch.bool
+    assert source.present.tolist() == [[True, True], [True, False], [False, True]]
+
+
+def test_paths_and_pixels(root):
+    source = train(root)
+    assert source.path(1, 0) == root / "train/rgb/bed/b.JPG"
+    np.testing.assert_array_equal(source.read(0, 0), color(1))
+    np.testing.assert_array_equal(source.read(2, 1), depth(3000)[..., None])
+    with pytest.raises(ValueError, match=r"'desk/c' has no stream 'rgb'"):
+        source.path(2, 0)
+
+
+def test_streams_come_in_the_order_asked(root):
+    source = FolderSource(root, "train", [DEPTH, RGB])
+    assert source.present.tolist() == [[True, True], [False, True], [True, False]]
+
+
+def test_other_files_are_passed_over(root):
+    (root / "train/rgb/bed/Thumbs.db").write_text("")
+    (root / "train/rgb/bed/._a.png").write_text("")
+    (root / "train/rgb/.cache").mkdir()
+    (root / "train/rgb/empty").mkdir()
+    assert train(root).ids == ["bed/a", "bed/b", "desk/c"]
+    assert train(root).classes == ("bed", "desk")
+
+
+def test_classes_of_training_hold_for_validation(root):
+    source = FolderSource(root, "val", (RGB, DEPTH), classes=("desk", "bed"))
+    assert source.classes == ("desk", "bed")
+    assert source.targets.tolist() == [1]
+    assert source.present.tolist() == [[True, False]]
+
+
+def test_a_class_that_training_lacks(root):
+    with pytest.raises(ValueError, match=r"training lacks: 'bed'; expected only 'desk', 'sofa'"):
+        FolderSource(root, "val", (RGB,), classes=("desk", "sofa"))
+
+
+def test_one_class_only(root):
+    with pytest.raises(ValueError, match="one class only: 'bed'"):
+        FolderSource(root, "val", (RGB, DEPTH))
+
+
+def test_missing_folders(root):
+    with pytest.raises(ValueError, match=r"is not a folder; expected one laid out as root/<split>"):
+        FolderSource(root / "nowhere", "train", (RGB,))
+    with pytest.raises(ValueError, match=r"split='test' is not in .*: 'train', 'val'"):
+        FolderSource(root, "test", (RGB,))
+    with pytest.raises(ValueError, match=r"'dpeth' has no folder in .*there: 'depth', 'rgb'"):
+        FolderSource(root, "train", (RGB, StreamSpec("dpeth", 1)))
+
+
+def test_no_image_at_all(root):
+    with pytest.raises(ValueError, match=r"no image under .* for the streams 'depth'"):
+        FolderSource(root, "val", (DEPTH,), classes=("bed", "desk"))
+
+
+def test_two_files_for_one_sample(root):
+    write(root / "train/rgb/bed/a.tif", color(3))
+    with pytest.raises(ValueError, match=r"a\.png and a\.tif"):
+        train(root)
+
+
+def test_without_makes_files_absent_and_drops_empty_samples(root):
+    source = train(root)
+    remaining = source.without({source.path(0, 0), source.path(2, 1), root / "val/rgb/bed/v.png"})
+    assert remaining.ids == ["bed/a", "bed/b"]
+    assert remaining.present.tolist() == [[False, True], [True, False]]
+    assert remaining.targets.tolist() == [0, 0]
+    assert remaining.classes == ("bed", "desk")
+    assert remaining.path(1, 0) == source.path(1, 0)
+    assert source.present.tolist() == [[True, True], [True, False], [False, True]]
+
+
+def test_without_everything(root):
+    source = FolderSource(root, "val", (RGB,), classes=("bed", "desk"))
+    with pytest.raises(ValueError, match="all 1 samples are unreadable"):
+        source.without({source.path(0, 0)})
+
+
+def test_available_splits(root):
+    (root / ".manystream").mkdir()
+    (root / "readme.txt").write_text("")
+    assert available_splits(root) == ("train", "val")
+
+
+def test_discovered_streams_have_color_first(root):
+    assert discover_streams(root, "train") == (RGB, DEPTH)
+
+
+@pytest.mark.parametrize(
+    ("name", "pixels", "expected"),
+    [
+        ("left", color(1), StreamSpec("left", 3, "color")),
+        ("range", depth(1), StreamSpec("range", 1, "depth")),
+        ("metres", np.ones((2, 2), np.float32), StreamSpec("metres", 1, "depth")),
+        ("Depth8", np.ones((2, 2), np.uint8), StreamSpec("Depth8", 1, "depth")),
+        ("infrared", np.ones((2, 2), np.uint8), StreamSpec("infrared", 1, "other")),
+        ("bands", np.ones((2, 2, 5), np.uint8), StreamSpec("bands", 5, "other")),
+        ("flow", np.ones((2, 2, 3), np.float32), StreamSpec("flow", 3, "other")),
+    ],
+)
+def test_kind_is_inferred_from_the_first_image(tmp_path, name, pixels, expected):
+    write(tmp_path / "train" / name / "bed" / "a.npy", pixels)
+    assert discover_streams(tmp_path, "train") == (expected,)
+
+
+def test_color_streams_come_first_and_the_named_ones_before_all(tmp_path):
+    for name in ("a_left", "infrared", "rgb"):
+        pixels = depth(1) if name == "infrared" else color(1)
+        write(tmp_path / "train" / name / "bed" / "a.png", pixels)
+    assert [s.name for s in discover_streams(tmp_path, "train")] == ["rgb", "a_left", "infrared"]
+
+
+def test_a_damaged_first_image_does_not_stop_the_discovery(root):
+    (root / "train/rgb/bed/a.png").write_text("torn")
+    assert discover_streams(root, "train") == (RGB, DEPTH)
+
+
+def test_nothing_to_discover(root):
+    with pytest.raises(ValueError, match="depth holds no image"):
+        discover_streams(root, "val")
+    (root / "val/depth/bed").mkdir()
+    (root / "val/depth/bed/x.png").write_text("torn")
+    with pytest.raises(UnreadableImageError, match=r"x\.png"):
+        discover_streams(root, "val")
+    (root / "test").mkdir()
+    with pytest.raises(ValueError, match="has no stream folders"):
+        discover_streams(root, "test")

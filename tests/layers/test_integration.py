@@ -1,0 +1,78 @@
+import math
+
+import pytest
+import torch
+
+from manystream.functional import linear_integrate
+from manystream.layers import LinearIntegration
+from tests.builders import compact_batch, mask_of, randomise
+
+
+@pytest.mark.parametrize("num_streams", [1, 2, 3])
+def test_streams_begin_with_equal_shares(num_streams: int) -> None:
+    rule = LinearIntegration(num_streams, 4, 6)
+    assert len(rule.stream_weights) == num_streams
+    for weight in rule.stream_weights:
+        assert torch.equal(weight, torch.full((6, 6, 1, 1), 1 / num_streams))
+
+
+@pytest.mark.parametrize("channels", [1, 6, 64])
+def test_a_square_integrated_kernel_begins_orthogonal(channels: int) -> None:
+    torch.manual_seed(0)
+    kernel = LinearIntegration(2, channels, channels).integrated_weight.detach().flatten(1)
+    torch.testing.assert_close(kernel @ kernel.t(), torch.eye(channels), rtol=0, atol=1e-5)
+    other = LinearIntegration(2, channels, channels).integrated_weight.detach().flatten(1)
+    assert channels == 1 or not torch.equal(kernel, other)
+
+
+@pytest.mark.parametrize(("in_channels", "out_channels"), [(64, 128), (256, 64)])
+def test_another_integrated_kernel_begins_a_tenth_of_kaiming(
+    in_channels: int, out_channels: int
+) -> None:
+    torch.manual_seed(0)
+    weight = LinearIntegration(2, in_channels, out_channels).integrated_weight
+    assert weight.shape == (out_channels, in_channels, 1, 1)
+    # Gain sqrt(2 / (1 + a²)) with a² = 5, times sqrt(3 / fan_in), times 0.1.
+    bound = 0.1 * math.sqrt(2 / 6) * math.sqrt(3 / in_channels)
+    assert 0.99 * bound < weight.abs().max() <= bound
+    assert weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.03)
+
+
+def test_the_bias_begins_at_zero() -> None:
+    assert torch.equal(LinearIntegration(2, 4, 6, bias=True).bias, torch.zeros(6))
+
+
+def test_the_first_layer_has_no_integrated_kernel() -> None:
+    names = dict(LinearIntegration(2, None, 6).named_parameters()).keys()
+    assert names == {"stream_weights.0", "stream_weights.1"}
+    names = dict(LinearIntegration(1, 3, 6, bias=True).named_parameters()).keys()
+    assert names == {"stream_weights.0", "integrated_weight", "bias"}
+
+
+def test_reset_returns_to_the_initial_values() -> None:
+    rule = LinearIntegration(2, 6, 6)
+    randomise(rule)
+    assert not torch.equal(rule.stream_weights[0], torch.full((6, 6, 1, 1), 0.5))
+    rule.reset_parameters()
+    assert torch.equal(rule.stream_weights[0], torch.full((6, 6, 1, 1), 0.5))
+
+
+@pytest.mark.parametrize("words", ["11 11", "01 11 10", "10 10"])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("first", [False, True])
+def test_the_module_is_the_function_of_its_parameters(words: str, bias: bool, first: bool) -> None:
+    rule = LinearIntegration(2, None if first else 3, 4, stride=2, bias=bias).double()
+    randomise(rule)
+    batch = compact_batch(mask_of(words), size=(5, 7), integrated_channels=None if first else 3)
+    raw = compact_batch(mask_of(words), channels=4, size=(3, 4)).streams
+    expected = linear_integrate(
+        raw,
+        [rule.stream_weights[0], rule.stream_weights[1]],
+        batch.presence.rows,
+        len(batch),
+        batch.integrated,
+        rule.integrated_weight,
+        rule.bias,
+        stride=2,
+    )
+    assert torch.equal(rule(raw, batch), expected)
