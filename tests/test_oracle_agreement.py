@@ -33,14 +33,14 @@ CORNERS = {
     "a run, an index, one row, none": "1010 0110 1100 1000 0100",
 }
 
-FLOOR = 1e-12
+FLOOR = 1e-13
 """What rounding leaves of a gradient that is zero."""
 
 
 def assert_same(actual: Tensor, expected: Tensor, name: str) -> None:
     scale = expected.abs().max().item() if expected.numel() else 0.0
     torch.testing.assert_close(
-        actual, expected, rtol=0, atol=1e-9 * scale + FLOOR, msg=lambda text: f"{name}: {text}"
+        actual, expected, rtol=0, atol=1e-10 * scale + FLOOR, msg=lambda text: f"{name}: {text}"
     )
 
 

@@ -71,7 +71,13 @@ class StreamClassifier(StreamResNet):
         from manystream.training import FitOptions, fit
 
         options = replace(options, **changes) if options else FitOptions(**changes)
-        return fit(self, train_loader, val_loader, options, out_dir=out_dir and Path(out_dir))
+        return fit(
+            self,
+            train_loader,
+            val_loader,
+            options,
+            out_dir=None if out_dir is None else Path(out_dir),
+        )
 
     def evaluate(
         self, loader: Iterable[Any], *, blanked_streams: Collection[str] = (), **arguments: Any

@@ -9,7 +9,10 @@ from torch import Tensor
 
 from tests.builders import mask_of, random_images, small_resnet
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype feature"),
+]
 
 WORDS = {
     "all present": "11 11 11 11",
@@ -22,15 +25,15 @@ by_pattern = pytest.mark.parametrize("words", WORDS.values(), ids=WORDS.keys())
 
 
 @pytest.fixture
-def forbid_syncs() -> Iterator[None]:
-    """Made an error only within a test: building and comparing may wait."""
+def reset_sync_mode() -> Iterator[None]:
+    """Waiting is an error only within a test; building and comparing may wait."""
     yield
     torch.cuda.set_sync_debug_mode("default")
 
 
 @by_pattern
 @pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.usefixtures("forbid_syncs")
+@pytest.mark.usefixtures("reset_sync_mode")
 def test_a_training_step_never_waits_for_the_device(words: str, autocast: bool) -> None:
     mask = mask_of(words)
     model = small_resnet(mask.shape[1], dtype=torch.float32).cuda()
@@ -54,7 +57,7 @@ def test_a_training_step_never_waits_for_the_device(words: str, autocast: bool) 
     assert loss.isfinite()
 
 
-@pytest.mark.usefixtures("forbid_syncs")
+@pytest.mark.usefixtures("reset_sync_mode")
 def test_the_debug_mode_does_see_a_wait() -> None:
     on_device = torch.ones(3, device="cuda")
     torch.cuda.set_sync_debug_mode("error")

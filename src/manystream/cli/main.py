@@ -54,6 +54,7 @@ def build_parser() -> ArgumentParser:
         prog="manystream",
         description="Networks on several image streams that survive a missing sensor.",
         version=__version__,
+        allow_abbrev=False,
     )
     commands = parser.add_subcommands(title="commands", metavar="COMMAND")
     for name, (options, _) in COMMANDS.items():

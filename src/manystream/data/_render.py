@@ -1,4 +1,4 @@
-"""Analytic ray casting of one room: a wall with a relief, a floor, and things that lie on it.
+"""Analytic ray casting of a room with a relief in its wall, and the cameras that look at it.
 
 Wall coordinates, in metres: the wall is the plane z = 0, x points right, y up and z out of the
 wall; the origin is the relief's centre. Every surface bounds a convex solid, wall and floor too.
@@ -8,16 +8,31 @@ hit *is* its z-depth. P is the number of pixels H·W; vectors are stored compone
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TypeAlias
 
 import numpy as np
+from numpy.random import Generator
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 
 WALL, RELIEF, FLOOR, CLUTTER = range(4)
 """Numbers of a room's parts; clutter has every number from ``CLUTTER`` on."""
+
+GAMMA = 2.2
+"""Exponent from stored intensities to linear ones."""
+
+DEPTH_RANGE_M = (0.5, 6.0)
+"""Readings a depth camera can give."""
+
+_NEARLY_PARALLEL = 1e-12
+_FULL_WELL_ELECTRONS = 2500
+_READ_NOISE = 0.003
+_EDGE_ON_COSINE = 0.15
+_SINGLE_HOLES = 0.002
 
 
 @dataclass(frozen=True)
@@ -52,37 +67,24 @@ class Rays:
         return self.origin[:, None] + depth * self.directions
 
 
-class Solid(Protocol):
-    """A convex solid."""
-
-    def crossing(self, rays: Rays) -> tuple[Floats, Floats]:
-        """Parameters where each ray enters and leaves, shape (P,); enter > leave where it misses."""
-        ...
-
-    def normals(self, points: Floats) -> Floats:
-        """Outward unit normals at surface points of shape (3, K); shape (3, K)."""
-        ...
-
-
 @dataclass(frozen=True)
 class Ball:
-    """A ball, centre of shape (3,)."""
+    """A ball around ``center``, shape (3,)."""
 
     center: Floats
     radius: float
 
     def crossing(self, rays: Rays) -> tuple[Floats, Floats]:
-        """See :class:`Solid`."""
+        """Parameters where each ray enters and leaves, shape (P,); NaN where it misses."""
         offset = rays.origin - self.center
         a = np.einsum("ip,ip->p", rays.directions, rays.directions)
         middle = -(offset @ rays.directions) / a
         half_squared = middle**2 - (offset @ offset - self.radius**2) / a
-        half = np.sqrt(np.maximum(half_squared, 0))
-        half[half_squared < 0] = -np.inf
+        half = np.sqrt(np.where(half_squared < 0, np.nan, half_squared))
         return middle - half, middle + half
 
     def normals(self, points: Floats) -> Floats:
-        """See :class:`Solid`."""
+        """Outward unit normals at K points of the surface, shape (3, K)."""
         return (points - self.center[:, None]) / self.radius
 
 
@@ -99,24 +101,27 @@ class Polyhedron:
     offsets: Floats
 
     def crossing(self, rays: Rays) -> tuple[Floats, Floats]:
-        """See :class:`Solid`."""
-        approach = self.planes @ rays.directions
+        """Parameters where each ray enters and leaves, shape (P,); enter > leave at a miss."""
         outside = self.planes @ rays.origin - self.offsets
-        approach[approach == 0] = np.finfo(np.float64).tiny
-        t = -outside[:, None] / approach
-        enter = np.where(approach < 0, t, -np.inf).max(axis=0)
-        leave = np.where(approach > 0, t, np.inf).min(axis=0)
+        outward = self.planes @ rays.directions
+        outward[outward == 0] = _NEARLY_PARALLEL
+        t = -outside[:, None] / outward
+        enter = np.where(outward < 0, t, -np.inf).max(axis=0)
+        leave = np.where(outward > 0, t, np.inf).min(axis=0)
         return enter, leave
 
     def normals(self, points: Floats) -> Floats:
-        """See :class:`Solid`."""
+        """Outward unit normals at K points of the surface, shape (3, K)."""
         facet = (self.planes @ points - self.offsets[:, None]).argmax(axis=0)
         return self.planes[facet].T
 
 
+Solid: TypeAlias = Ball | Polyhedron
+
+
 @dataclass(frozen=True)
 class Room:
-    """What a camera can see.
+    """What a camera can see. Each of its rays must meet the wall or the floor.
 
     Attributes:
         solids: wall, relief, floor, then clutter.
@@ -248,9 +253,15 @@ def _visible_normals(room: Room, points: Floats, part: NDArray[np.intp]) -> Floa
 
 @dataclass(frozen=True)
 class Paint:
-    r"""Two colours mixed by a product of K plane waves.
+    r"""Two colours mixed by a product of K plane waves; with no wave, the first colour alone.
 
-    .. math:: w(u) = clip(1/2 + s \\prod_k \\sin(2π f_k · u + φ_k), 0, 1)
+    .. math:: w(u) = \mathrm{clip}(1/2 + s \prod_k \sin(2π f_k · u + φ_k), 0, 1)
+
+    Attributes:
+        colors: the colours that w = 1 and w = 0 show, linear RGB, shape (2, 3).
+        waves: wave vectors f in cycles per metre, shape (K, 2).
+        phases: φ in radians, shape (K,).
+        sharpness: s; how abruptly one colour follows the other.
     """
 
     colors: Floats
@@ -259,48 +270,91 @@ class Paint:
     sharpness: float
 
     def albedo(self, coordinates: Floats) -> Floats:
+        """Linear RGB at coordinates u in metres, (2, K) to (3, K)."""
         angles = 2 * np.pi * self.waves @ coordinates + self.phases[:, None]
         weight = np.clip(0.5 + self.sharpness * np.sin(angles).prod(axis=0), 0, 1)
-        return self.colors[0][:, None] * weight + self.colors[1][:, None] * (1 - weight)
+        return self.colors.T @ np.stack([weight, 1 - weight])
 
 
 @dataclass(frozen=True)
 class Light:
+    """Ambient light and one far lamp; it casts no shadows.
+
+    Attributes:
+        direction: unit vector towards the lamp, shape (3,).
+        ambient: linear RGB, shape (3,).
+        strength: the lamp's linear RGB, shape (3,).
+    """
+
     direction: Floats
     ambient: Floats
     strength: Floats
 
+    def irradiance(self, normals: Floats) -> Floats:
+        """Lambert's law: linear RGB on surfaces with these normals, (3, K) to (3, K)."""
+        cosine = np.maximum(self.direction @ normals, 0)
+        return self.ambient[:, None] + self.strength[:, None] * cosine
 
-GAMMA = 2.2
 
+def shade(hits: Hits, paints: Sequence[Paint], lights: Sequence[Light]) -> Floats:
+    """Light that reaches the camera, given one paint and one light for each part of the room.
 
-def shade(hits: Hits, paints, lights) -> Floats:
+    Returns:
+        Linear RGB, shape (3, P).
+    """
     radiance = np.empty_like(hits.points)
     for number, (paint, light) in enumerate(zip(paints, lights, strict=True)):
         seen = np.flatnonzero(hits.part == number)
-        points = hits.points[:, seen]
-        albedo = paint.albedo(points[[0, 2]] if number == FLOOR else points[:2])
-        lambert = np.maximum(light.direction @ hits.normals[:, seen], 0)
-        radiance[:, seen] = albedo * (light.ambient[:, None] + light.strength[:, None] * lambert)
+        plane = (0, 2) if number == FLOOR else (0, 1)
+        albedo = paint.albedo(hits.points[np.ix_(plane, seen)])
+        radiance[:, seen] = albedo * light.irradiance(hits.normals[:, seen])
     return radiance
 
 
-def sense_color(radiance, exposure, rng):
+def sense_color(radiance: Floats, exposure: float, rng: Generator) -> NDArray[np.uint8]:
+    """A colour camera with automatic exposure, shot noise, read noise and gamma.
+
+    Args:
+        radiance: linear RGB, shape (3, P).
+        exposure: mean linear intensity after exposure, in (0, 1).
+        rng: source of the noise.
+
+    Returns:
+        Shape (3, P).
+    """
     signal = radiance * (exposure / radiance.mean())
-    noise = rng.standard_normal(signal.shape) * np.sqrt(1e-5 + 4e-4 * signal)
-    return np.round(255 * np.clip(signal + noise, 0, 1) ** (1 / GAMMA)).astype(np.uint8)
+    variance = signal / _FULL_WELL_ELECTRONS + _READ_NOISE**2
+    noisy = signal + np.sqrt(variance) * rng.standard_normal(signal.shape)
+    return np.round(255 * np.clip(noisy, 0, 1) ** (1 / GAMMA)).astype(np.uint8)
 
 
-def sense_depth(hits, rng, size):
-    z = hits.depth
-    noisy = z + rng.standard_normal(z.shape) * (0.0012 + 0.0019 * (z - 0.4) ** 2)
-    lost = (hits.facing < 0.1) | (noisy < 0.5) | (noisy > 6.0)
-    lost |= smooth_noise(rng, size).ravel() > rng.uniform(1.8, 4)
-    lost |= rng.random(z.shape) < 0.0005
-    return np.where(lost, 0, np.round(1000 * noisy)).astype(np.uint16)
+def sense_depth(hits: Hits, rng: Generator) -> NDArray[np.uint16]:
+    """A structured-light depth camera: axial noise, a limited range and holes.
+
+    Holes lie where a surface is seen edge-on, in random blobs and at single pixels.
+
+    Args:
+        hits: what the camera's P pixels see; the image is square.
+        rng: source of noise and holes.
+
+    Returns:
+        Millimetres, 0 = no reading; shape (P,).
+
+    Source:
+        Nguyen, Izadi and Lovell, "Modeling Kinect Sensor Noise for Improved 3D Reconstruction
+        and Tracking", 2012, equation 1: standard deviation 0.0012 + 0.0019 (z - 0.4)² metres.
+    """
+    deviation = 0.0012 + 0.0019 * (hits.depth - 0.4) ** 2
+    depth = hits.depth + deviation * rng.standard_normal(hits.depth.shape)
+    nearest, farthest = DEPTH_RANGE_M
+    lost = (depth < nearest) | (depth > farthest) | (hits.facing < _EDGE_ON_COSINE)
+    lost |= _smooth_noise(rng, math.isqrt(lost.size)).ravel() > rng.uniform(1.6, 3.5)
+    lost |= rng.random(lost.size) < _SINGLE_HOLES
+    return np.where(lost, 0, np.round(1000 * depth)).astype(np.uint16)
 
 
-def smooth_noise(rng, size, cells=6):
+def _smooth_noise(rng: Generator, size: int, cells: int = 6) -> Floats:
+    """Standard normal numbers on a coarse grid, bilinearly enlarged to (size, size)."""
     position = np.linspace(0, cells, size)
     weights = np.maximum(1 - np.abs(position[:, None] - np.arange(cells + 1)), 0)
     return weights @ rng.standard_normal((cells + 1, cells + 1)) @ weights.T

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -35,5 +35,18 @@ def predict(
         ValueError: if a batch does not fit the network.
     """
     with trainer_session(progress=progress, accelerator=accelerator) as trainer:
-        batches: list[Tensor] = trainer.predict(ClassifierModule(network), loader)  # type: ignore[assignment]
+        batches: list[Tensor] = trainer.predict(ClassifierModule(network), _Batches(loader))  # type: ignore[assignment]
     return torch.cat([probabilities.cpu() for probabilities in batches])
+
+
+class _Batches:
+    """A loader as a plain iterable: Lightning would rebuild a DataLoader's sampler to predict."""
+
+    def __init__(self, loader: Iterable[Any]) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.loader)
+
+    def __len__(self) -> int:
+        return len(self.loader)  # type: ignore[arg-type]

@@ -1,0 +1,26 @@
+# Set-up happens on first use, in .venv, and again only when what is installed has changed.
+PYTHON ?= python3
+BIN := .venv/bin
+LINKS := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)")
+
+.PHONY: demo test lint clean
+
+demo: .venv/ready  ## Train with and without modality dropout, and compare
+	$(BIN)/python examples/demo.py
+
+test: lint  ## Everything that has to hold
+	$(BIN)/pytest
+
+lint: .venv/ready
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python $(LINKS) -c constraints.txt -e ".[train,dev]"
+	touch $@
+
+clean:
+	rm -rf .venv demo runs
