@@ -67,8 +67,9 @@ class ModalityDropout:
         start: first epoch of the ramp.
         ramp: length of the ramp in epochs.
         max_blanked: most streams blanked in one sample, 1 to M − 1.
-        stratified: blank a fixed number of rows per batch and stream (up to rounding, drawn so
-            that the probabilities stay the same) instead of a random one, so that shapes repeat.
+        stratified: blank a fixed number of rows per batch and stream (with several blanked, per
+            set of streams) instead of a random one, so that shapes repeat; it is rounded up or
+            down at random, so that the probabilities stay the same.
         seed: seed of the generator.
 
     Attributes:

@@ -17,9 +17,10 @@ Rows = slice | Tensor
 class Presence:
     """Who has which stream, known on the host, and the sorted order that follows from it.
 
-    Samples are sorted so that the rows of as many streams as possible form one contiguous run;
-    for two streams both always do (only the second | both | only the first). Placing a stream's
-    rows into the full batch is then a slice, and an index only where no order gives a run.
+    Samples are sorted so that the rows of a stream form one contiguous run: of every stream where
+    such an order exists, as it does for two (only one | both | only the other), else of those that
+    can, taken in turn. Placing a stream's rows into the full batch is then a slice, and an index
+    only where they are no run.
 
     Build one with :meth:`from_mask`, :meth:`from_blanked` or :meth:`all_present`.
 

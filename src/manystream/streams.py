@@ -129,12 +129,12 @@ def make_batch(
     return StreamBatch.from_full(full, Presence.from_mask(mask), target)
 
 
-def _by_name(inputs: Inputs, names: list[str]) -> dict[str, Tensor]:
+def _by_name(inputs: Inputs | Tensor, names: list[str]) -> dict[str, Tensor]:
     if not isinstance(inputs, Mapping):
-        if len(inputs) != len(names):
+        if isinstance(inputs, Tensor) or len(inputs) != len(names):
+            came = "one tensor" if isinstance(inputs, Tensor) else f"{len(inputs)} streams"
             raise ValueError(
-                f"inputs are {len(inputs)} streams; "
-                f"expected a list of {len(names)} tensors, {', '.join(names)}"
+                f"inputs are {came}; expected a list of {len(names)} tensors, {', '.join(names)}"
             )
         inputs = {n: x for n, x in zip(names, inputs, strict=True) if x is not None}
     unknown = [n for n in inputs if n not in names]

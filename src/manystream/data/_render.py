@@ -342,7 +342,7 @@ def sense_depth(hits: Hits, rng: Generator) -> NDArray[np.uint16]:
 
     Source:
         Nguyen, Izadi and Lovell, "Modeling Kinect Sensor Noise for Improved 3D Reconstruction
-        and Tracking", 2012, equation 1: standard deviation 0.0012 + 0.0019 (z - 0.4)² metres.
+        and Tracking", 2012: a standard deviation of 0.0012 + 0.0019 (z - 0.4)² metres.
     """
     deviation = 0.0012 + 0.0019 * (hits.depth - 0.4) ** 2
     depth = hits.depth + deviation * rng.standard_normal(hits.depth.shape)

@@ -59,16 +59,20 @@ def linear_integrate(
     else:
         out = F.conv2d(integrated, integrated_weight, bias, stride)
     out = out.contiguous(memory_format=torch.channels_last)
-    mixed: Tensor = _AddMixed.apply(out, tuple(rows), *raw, *(w.to(out.dtype) for w in weights))
+    operands = [t.to(out.dtype) for t in (*raw, *weights)]
+    with torch.autocast(out.device.type, enabled=False):
+        mixed: Tensor = _AddMixed.apply(out, tuple(rows), *operands)
     return mixed
 
 
 def _start(raw: Tensor, num_samples: int, channels: int, bias: Tensor | None) -> Tensor:
     """Without an integrated input, the output starts from the bias, or from zero."""
-    if bias is None:
-        out = raw.new_empty(num_samples, channels, *raw.shape[2:])
-        return torch.zeros_like(out, memory_format=torch.channels_last)
-    return bias.to(raw.dtype).view(-1, 1, 1).expand(num_samples, -1, *raw.shape[2:]).clone()
+    device = raw.device
+    autocast = torch.is_autocast_enabled(device.type) and raw.dtype != torch.float64
+    dtype = torch.get_autocast_dtype(device.type) if autocast else raw.dtype
+    shape = (num_samples, channels, *raw.shape[2:])
+    out = torch.empty(shape, dtype=dtype, device=device, memory_format=torch.channels_last)
+    return out.zero_() if bias is None else out.copy_(bias.view(-1, 1, 1))
 
 
 class _AddMixed(torch.autograd.Function):

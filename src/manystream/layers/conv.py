@@ -77,4 +77,4 @@ def _raw(conv: nn.Module, x: Tensor) -> Tensor:
 
 def _biased(conv: nn.Module, raw: Tensor) -> Tensor:
     bias = conv.bias
-    return raw + bias.view(-1, 1, 1) if isinstance(bias, Tensor) else raw
+    return raw + bias.to(raw.dtype).view(-1, 1, 1) if isinstance(bias, Tensor) else raw
