@@ -3,19 +3,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from manystream.data.folder import FolderSource, available_splits, discover_streams
 from manystream.data.image import UnreadableImageError
 from manystream.data.source import Source, StreamSpec
-
-RGB = StreamSpec("rgb", 3, "color")
-DEPTH = StreamSpec("depth", 1, "depth")
-
-
-def write(path: Path, pixels: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.save(path, pixels) if path.suffix == ".npy" else Image.fromarray(pixels).save(path)
+from tests.data.builders import DEPTH, RGB, write_image
 
 
 def color(value: int) -> np.ndarray:
@@ -29,11 +21,11 @@ def depth(value: int) -> np.ndarray:
 @pytest.fixture
 def root(tmp_path) -> Path:
     """Beds a (both streams) and b (colour only), desk c (depth only); a validation bed."""
-    write(tmp_path / "train/rgb/bed/a.png", color(1))
-    write(tmp_path / "train/rgb/bed/b.JPG", color(2))
-    write(tmp_path / "train/depth/bed/a.npy", depth(1000))
-    write(tmp_path / "train/depth/desk/c.png", depth(3000))
-    write(tmp_path / "val/rgb/bed/v.png", color(9))
+    write_image(tmp_path / "train/rgb/bed/a.png", color(1))
+    write_image(tmp_path / "train/rgb/bed/b.JPG", color(2))
+    write_image(tmp_path / "train/depth/bed/a.npy", depth(1000))
+    write_image(tmp_path / "train/depth/desk/c.png", depth(3000))
+    write_image(tmp_path / "val/rgb/bed/v.png", color(9))
     (tmp_path / "val/depth").mkdir()
     return tmp_path
 
@@ -108,7 +100,7 @@ def test_no_image_at_all(root):
 
 
 def test_two_files_for_one_sample(root):
-    write(root / "train/rgb/bed/a.tif", color(3))
+    write_image(root / "train/rgb/bed/a.tif", color(3))
     with pytest.raises(ValueError, match=r"a\.png and a\.tif"):
         train(root)
 
@@ -153,14 +145,14 @@ def test_discovered_streams_have_color_first(root):
     ],
 )
 def test_kind_is_inferred_from_the_first_image(tmp_path, name, pixels, expected):
-    write(tmp_path / "train" / name / "bed" / "a.npy", pixels)
+    write_image(tmp_path / "train" / name / "bed" / "a.npy", pixels)
     assert discover_streams(tmp_path, "train") == (expected,)
 
 
 def test_color_streams_come_first_and_the_named_ones_before_all(tmp_path):
     for name in ("a_left", "infrared", "rgb"):
         pixels = depth(1) if name == "infrared" else color(1)
-        write(tmp_path / "train" / name / "bed" / "a.png", pixels)
+        write_image(tmp_path / "train" / name / "bed" / "a.png", pixels)
     assert [s.name for s in discover_streams(tmp_path, "train")] == ["rgb", "a_left", "infrared"]
 
 

@@ -1,65 +1,19 @@
-import json
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from manystream.data.preprocessing import Preprocessing
 from manystream.data.source import StreamSpec
 from manystream.data.statistics import StreamStatistics
-from manystream.data.transforms import (
-    EvalTransform,
-    Preprocessing,
-    TrainTransform,
-    sample_rng,
-)
-
-RGB = StreamSpec("rgb", 3, "color")
-DEPTH = StreamSpec("depth", 1, "depth")
-OTHER = StreamSpec("sonar", 2, "other")
-
-
-def identity(*streams: StreamSpec, size=8) -> Preprocessing:
-    """Preprocessing whose normalisation changes nothing."""
-    plain = tuple(StreamStatistics((0.0,) * s.channels, (1.0,) * s.channels) for s in streams)
-    return Preprocessing(size, streams, plain)
-
-
-def ramps(height: int, width: int) -> np.ndarray:
-    """Each pixel's centre in fractions of the height and the width, shape (H, W, 2)."""
-    rows, columns = (np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / width
-    return np.stack(np.meshgrid(rows, columns, indexing="ij"), -1).astype(np.float32)
-
-
-def noise(height: int, width: int, channels: int = 3) -> np.ndarray:
-    return np.random.default_rng(7).integers(0, 256, (height, width, channels), dtype=np.uint8)
+from manystream.data.transforms import EvalTransform, TrainTransform, sample_rng
+from tests.data.builders import DEPTH, OTHER, RGB, identity, noise, ramps
 
 
 def transform_pair(preprocessing: Preprocessing):
     plain = TrainTransform(preprocessing, scale=(1.0, 1.0), flip=0.0, color=0.0)
     return [EvalTransform(preprocessing), plain]
-
-
-def test_preprocessing_survives_json():
-    statistics = (
-        StreamStatistics((1.0, 0.1, 3.0), (2.0, 1 / 3, 1.0)),
-        StreamStatistics((5.0,), (2.0,)),
-    )
-    for size in (224, (240, 320)):
-        preprocessing = Preprocessing(size, (RGB, DEPTH), statistics)
-        text = json.dumps(preprocessing.to_dict())
-        assert Preprocessing.from_dict(json.loads(text)) == preprocessing
-
-
-def test_preprocessing_is_checked():
-    one = StreamStatistics((0.0,), (1.0,))
-    with pytest.raises(ValueError, match="image_size=0"):
-        Preprocessing(0, (DEPTH,), (one,))
-    with pytest.raises(ValueError, match=r"have \[1\] channels; expected \[3\]"):
-        Preprocessing(8, (RGB,), (one,))
-    with pytest.raises(ValueError, match=r"have \[1\] channels; expected \[1, 1\]"):
-        Preprocessing(8, (DEPTH, DEPTH), (one,))
 
 
 @pytest.mark.parametrize("transform", transform_pair(identity(RGB, DEPTH, OTHER, size=(6, 9))))

@@ -18,7 +18,8 @@ from manystream.classifier import StreamClassifier, create_model, load_model
 from manystream.cli.options import EvaluateOptions, PredictOptions, TrainOptions
 from manystream.data.dataset import StreamDataset
 from manystream.data.loaders import DataOptions, make_loader, open_split, training_data
-from manystream.data.transforms import EvalTransform, Preprocessing
+from manystream.data.preprocessing import Preprocessing
+from manystream.data.transforms import EvalTransform
 from manystream.data.unlabelled import UnlabelledFolder
 from manystream.training import evaluate_subsets
 from manystream.training.report import Run, write_report

@@ -12,17 +12,13 @@ from torch.utils.data import DataLoader
 
 from manystream.data.dataset import Collate, StreamDataset
 from manystream.data.folder import FolderSource, discover_streams
+from manystream.data.preprocessing import Preprocessing
 from manystream.data.sampler import StreamBatchSampler
 from manystream.data.scenes import SceneSource
 from manystream.data.source import Source, StreamSpec
-from manystream.data.statistics import (
-    StreamStatistics,
-    Survey,
-    presence_summary,
-    survey,
-    survey_folder,
-)
-from manystream.data.transforms import EvalTransform, Preprocessing, TrainTransform
+from manystream.data.statistics import StreamStatistics
+from manystream.data.survey import Survey, presence_summary, survey, survey_folder
+from manystream.data.transforms import EvalTransform, TrainTransform
 from manystream.streams import StreamBatch
 
 Report = Callable[[str], None]

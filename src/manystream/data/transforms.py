@@ -1,82 +1,27 @@
-"""From raw images to model-ready tensors: resize, augment all streams as one, normalise."""
+"""From raw images to model-ready tensors: as they are, or augmented, all streams as one."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from manystream.data.source import StreamSpec
-from manystream.data.statistics import StreamStatistics
+from manystream.data.preprocessing import (
+    Preprocessing,
+    check_images,
+    normalise,
+    resize,
+    to_tensor,
+)
 
 # The range of torchvision's RandomResizedCrop, relative to the image's own aspect ratio.
 _ASPECT_RATIOS = (3 / 4, 4 / 3)
 # Rec. 601 luma, as in torchvision's rgb_to_grayscale.
 _LUMA = (0.299, 0.587, 0.114)
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How a model's images are prepared; travels with a trained model, so that it predicts alike.
-
-    Attributes:
-        image_size: height and width in pixels; one number stands for both.
-        streams: the streams in the order of the model's inputs; M of them.
-        statistics: the training split's mean and standard deviation, one entry per stream.
-
-    Raises:
-        ValueError: if a size is not positive, or the statistics do not fit the streams.
-
-    Example:
-        >>> statistics = StreamStatistics(mean=(1500.0,), std=(700.0,))
-        >>> preprocessing = Preprocessing(224, (StreamSpec("depth", 1, "depth"),), (statistics,))
-        >>> Preprocessing.from_dict(preprocessing.to_dict()) == preprocessing
-        True
-    """
-
-    image_size: int | tuple[int, int]
-    streams: tuple[StreamSpec, ...]
-    statistics: tuple[StreamStatistics, ...]
-
-    def __post_init__(self) -> None:
-        if min(self.size) < 1:
-            raise ValueError(f"image_size={self.image_size}; expected positive pixels")
-        expected = [spec.channels for spec in self.streams]
-        found = [len(entry.mean) for entry in self.statistics]
-        if found != expected:
-            raise ValueError(
-                f"statistics have {found} channels; expected {expected}, those of the streams "
-                f"{[spec.name for spec in self.streams]}; survey the same streams"
-            )
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        both = self.image_size
-        return (both, both) if isinstance(both, int) else both
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values that JSON can hold."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
-        """Undo :meth:`to_dict`, also after a trip through JSON."""
-        size = values["image_size"]
-        return cls(
-            size if isinstance(size, int) else (size[0], size[1]),
-            tuple(StreamSpec(**spec) for spec in values["streams"]),
-            tuple(
-                StreamStatistics(tuple(entry["mean"]), tuple(entry["std"]))
-                for entry in values["statistics"]
-            ),
-        )
 
 
 class Transform(Protocol):
@@ -127,7 +72,7 @@ class EvalTransform:
         Raises:
             ValueError: if the number of images or of their channels is not the streams'.
         """
-        _check_images(images, self.preprocessing.streams)
+        check_images(images, self.preprocessing.streams)
         return [
             None if image is None else _prepare(image, stream, self.preprocessing)
             for stream, image in enumerate(images)
@@ -178,7 +123,7 @@ class TrainTransform:
         Raises:
             ValueError: if the number of images or of their channels is not the streams'.
         """
-        _check_images(images, self.preprocessing.streams)
+        check_images(images, self.preprocessing.streams)
         drawn = self._draw(images, rng)
         return [
             None
@@ -216,21 +161,6 @@ class _Augmentation(NamedTuple):
 def _check_fraction(name: str, value: float) -> None:
     if not 0 <= value <= 1:
         raise ValueError(f"{name}={value}; expected a number from 0 to 1")
-
-
-def _check_images(images: Sequence[np.ndarray | None], streams: Sequence[StreamSpec]) -> None:
-    if len(images) != len(streams) or all(image is None for image in images):
-        names = [spec.name for spec in streams]
-        raise ValueError(
-            f"images has {len(images)} entries, {sum(x is not None for x in images)} of them "
-            f"present; expected one for each of {names}, None where absent, at least one present"
-        )
-    for image, spec in zip(images, streams, strict=True):
-        if image is not None and (image.ndim != 3 or image.shape[-1] != spec.channels):
-            raise ValueError(
-                f"the image of stream {spec.name!r} has shape {image.shape}; "
-                f"expected (H, W, {spec.channels})"
-            )
 
 
 def _draw_box(rng: np.random.Generator, scale: tuple[float, float]) -> tuple[_Span, _Span]:
@@ -271,21 +201,10 @@ def _prepare(
     factors: Sequence[float] | None = None,
 ) -> Tensor:
     spec = preprocessing.streams[stream]
-    prepared = _resize(_to_tensor(image), spec, preprocessing.size)
+    prepared = resize(to_tensor(image), spec, preprocessing.size)
     if factors is not None and spec.kind == "color":
         prepared = _jitter(prepared, *factors)
-    return _normalise(prepared, spec, preprocessing.statistics[stream])
-
-
-def _to_tensor(image: np.ndarray) -> Tensor:
-    # Always a copy: the source may hand out read-only or shared memory.
-    return torch.from_numpy(np.array(image.transpose(2, 0, 1), dtype=np.float32, order="C"))
-
-
-def _resize(image: Tensor, spec: StreamSpec, size: tuple[int, int]) -> Tensor:
-    if spec.kind == "depth":  # Blending a reading with a missing one would invent a distance.
-        return F.interpolate(image[None], size, mode="nearest-exact")[0]
-    return F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
+    return normalise(prepared, spec, preprocessing.statistics[stream])
 
 
 def _jitter(image: Tensor, brightness: float, contrast: float, saturation: float) -> Tensor:
@@ -302,11 +221,3 @@ def _grey(image: Tensor) -> Tensor:
     if image.shape[0] != len(_LUMA):
         return image.mean(dim=0, keepdim=True)
     return (image * torch.tensor(_LUMA).view(-1, 1, 1)).sum(dim=0, keepdim=True)
-
-
-def _normalise(image: Tensor, spec: StreamSpec, statistics: StreamStatistics) -> Tensor:
-    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (statistics.mean, statistics.std))
-    normalised = (image - mean) / std
-    if spec.kind != "depth":
-        return normalised
-    return torch.where(image.isfinite() & (image > 0), normalised, 0.0)

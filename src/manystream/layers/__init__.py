@@ -2,7 +2,7 @@
 
 from manystream.layers.blocks import BasicBlock, Bottleneck
 from manystream.layers.conv import StreamConv2d
-from manystream.layers.integration import IntegrationRule, LinearIntegration
+from manystream.layers.integration import IntegrationRule, LinearIntegration, ScalarIntegration
 from manystream.layers.norm_act import NormLayer, StreamNormAct2d
 from manystream.layers.pool import StreamMaxPool2d
 
@@ -12,6 +12,7 @@ __all__ = [
     "IntegrationRule",
     "LinearIntegration",
     "NormLayer",
+    "ScalarIntegration",
     "StreamConv2d",
     "StreamMaxPool2d",
     "StreamNormAct2d",

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from manystream.functional import linear_integrate
+from manystream.functional import linear_integrate, scalar_integrate
 from manystream.streams import StreamBatch
+
+Initializer = Callable[[Tensor], object]
+"""Fills a parameter in place."""
+
+INITIAL_INTEGRATED_SCALAR = 0.2
 
 
 class IntegrationRule(Protocol):
@@ -26,8 +32,101 @@ class IntegrationRule(Protocol):
     ) -> nn.Module: ...
 
 
-class LinearIntegration(nn.Module):
+def kaiming_uniform_(weight: Tensor) -> Tensor:
+    """Fill a kernel as ``nn.Conv2d`` does."""
+    return nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
+
+
+@torch.no_grad()
+def orthogonal_or_small_(weight: Tensor) -> Tensor:
+    """Fill a 1×1 kernel with an orthogonal matrix where square, else Kaiming uniform times 0.1."""
+    if weight.shape[0] == weight.shape[1]:
+        return nn.init.orthogonal_(weight)
+    return kaiming_uniform_(weight).mul_(0.1)
+
+
+class _Integration(nn.Module):
+    """What both rules share: the integrated input's 1×1 kernel W_z, the bias and the stride."""
+
+    def __init__(
+        self,
+        integrated_channels: int | None,
+        out_channels: int,
+        stride: int,
+        bias: bool,
+        init_integrated: Initializer,
+    ) -> None:
+        super().__init__()
+        self.stride = stride
+        self.init_integrated = init_integrated
+        self.integrated_weight = (
+            None
+            if integrated_channels is None
+            else nn.Parameter(torch.empty(out_channels, integrated_channels, 1, 1))
+        )
+        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
+
+    def reset_parameters(self) -> None:
+        """Give the parameters their initial values."""
+        if self.integrated_weight is not None:
+            self.init_integrated(self.integrated_weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class LinearIntegration(_Integration):
     """One 1×1 convolution per stream and one for the integrated input.
+
+    Args:
+        num_streams: number of streams M.
+        integrated_channels: channels of the integrated input; None in the first layer.
+        out_channels: channels of the streams' raw outputs and of the integrated output.
+        stride: stride of the layer.
+        bias: whether the integrated output has a bias.
+        init_stream: fills the streams' kernels; 1/M everywhere by default.
+        init_integrated: fills the integrated input's kernel.
+    """
+
+    def __init__(
+        self,
+        num_streams: int,
+        integrated_channels: int | None,
+        out_channels: int,
+        stride: int = 1,
+        bias: bool = False,
+        *,
+        init_stream: Initializer | None = None,
+        init_integrated: Initializer = orthogonal_or_small_,
+    ) -> None:
+        super().__init__(integrated_channels, out_channels, stride, bias, init_integrated)
+        self.init_stream = init_stream or partial(nn.init.constant_, val=1 / num_streams)
+        self.stream_weights = nn.ParameterList(
+            torch.empty(out_channels, out_channels, 1, 1) for _ in range(num_streams)
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Give the parameters their initial values."""
+        super().reset_parameters()
+        for weight in self.stream_weights:
+            self.init_stream(weight)
+
+    def forward(self, raw: Sequence[Tensor], batch: StreamBatch) -> Tensor:
+        """Mix raw outputs, shape (B_m, C, H, W), into the next integrated map, (B, C, H, W)."""
+        return linear_integrate(
+            raw,
+            list(self.stream_weights),
+            batch.presence.rows,
+            len(batch),
+            batch.integrated,
+            self.integrated_weight,
+            self.bias,
+            self.stride,
+        )
+
+
+class ScalarIntegration(_Integration):
+    """One number per stream, and a scaled 1×1 convolution for the integrated input.
 
     Args:
         num_streams: number of streams M.
@@ -45,45 +144,31 @@ class LinearIntegration(nn.Module):
         stride: int = 1,
         bias: bool = False,
     ) -> None:
-        super().__init__()
-        self.stride = stride
-        self.stream_weights = nn.ParameterList(
-            torch.empty(out_channels, out_channels, 1, 1) for _ in range(num_streams)
+        super().__init__(integrated_channels, out_channels, stride, bias, kaiming_uniform_)
+        self.stream_scalars = nn.ParameterList(torch.empty(1) for _ in range(num_streams))
+        self.integrated_scalar = (
+            None if integrated_channels is None else nn.Parameter(torch.empty(()))
         )
-        self.integrated_weight = (
-            None
-            if integrated_channels is None
-            else nn.Parameter(torch.empty(out_channels, integrated_channels, 1, 1))
-        )
-        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Streams enter with equal weight; the integrated input keeps its norm where it can."""
-        for weight in self.stream_weights:
-            nn.init.constant_(weight, 1 / len(self.stream_weights))
-        if self.integrated_weight is not None:
-            init_integrated_(self.integrated_weight)
+        """Give the parameters their initial values."""
+        super().reset_parameters()
+        for scalar in self.stream_scalars:
+            nn.init.ones_(scalar)
+        if self.integrated_scalar is not None:
+            nn.init.constant_(self.integrated_scalar, INITIAL_INTEGRATED_SCALAR)
 
     def forward(self, raw: Sequence[Tensor], batch: StreamBatch) -> Tensor:
         """Mix raw outputs, shape (B_m, C, H, W), into the next integrated map, (B, C, H, W)."""
-        return linear_integrate(
+        return scalar_integrate(
             raw,
-            list(self.stream_weights),
+            list(self.stream_scalars),
             batch.presence.rows,
             len(batch),
             batch.integrated,
             self.integrated_weight,
+            self.integrated_scalar,
             self.bias,
             self.stride,
         )
-
-
-@torch.no_grad()
-def init_integrated_(weight: Tensor) -> None:
-    """Orthogonal where square, else Kaiming uniform times 0.1 (the original's choice)."""
-    if weight.shape[0] == weight.shape[1]:
-        nn.init.orthogonal_(weight)
-    else:
-        nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
-        weight.mul_(0.1)

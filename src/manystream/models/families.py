@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from torch import nn
 
-from manystream.layers import IntegrationRule, LinearIntegration, NormLayer
+from manystream.layers import IntegrationRule, LinearIntegration, NormLayer, ScalarIntegration
+from manystream.layers.integration import kaiming_uniform_
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,18 @@ class Family:
     integrated_norm: NormLayer
 
 
+def single_group_norm(num_channels: int) -> nn.GroupNorm:
+    """Group norm over all channels of a sample, whose result no other sample changes."""
+    return nn.GroupNorm(1, num_channels)
+
+
 FAMILIES: dict[str, Family] = {
     "li_net3": Family(LinearIntegration, nn.BatchNorm2d),
+    "li_net3_soma": Family(
+        partial(LinearIntegration, init_stream=kaiming_uniform_, init_integrated=kaiming_uniform_),
+        single_group_norm,
+    ),
+    "direct_mixing_conv": Family(ScalarIntegration, single_group_norm),
 }
 
 

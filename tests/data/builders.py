@@ -1,0 +1,56 @@
+"""Streams, raw images and sources that the data tests share."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from manystream.data.preprocessing import Preprocessing
+from manystream.data.source import StreamSpec
+from manystream.data.statistics import StreamStatistics
+
+RGB = StreamSpec("rgb", 3, "color")
+DEPTH = StreamSpec("depth", 1, "depth")
+OTHER = StreamSpec("sonar", 2, "other")
+
+
+class ArraySource:
+    """Images in memory, one list of M per sample; None is absent, an error is raised on read."""
+
+    def __init__(self, streams, samples):
+        self.streams = streams
+        self.classes = ("bed", "desk")
+        self.ids = [str(index) for index in range(len(samples))]
+        self.targets = torch.zeros(len(samples), dtype=torch.int64)
+        self.present = torch.tensor([[image is not None for image in row] for row in samples])
+        self._samples = samples
+
+    def read(self, index, stream):
+        image = self._samples[index][stream]
+        assert image is not None, "an absent image was read"
+        if isinstance(image, Exception):
+            raise image
+        return image
+
+
+def identity(*streams: StreamSpec, size=8) -> Preprocessing:
+    """Preprocessing whose normalisation changes nothing."""
+    plain = tuple(StreamStatistics((0.0,) * s.channels, (1.0,) * s.channels) for s in streams)
+    return Preprocessing(size, streams, plain)
+
+
+def ramps(height: int, width: int) -> np.ndarray:
+    """Each pixel's centre in fractions of the height and the width, shape (H, W, 2)."""
+    rows, columns = (np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / width
+    return np.stack(np.meshgrid(rows, columns, indexing="ij"), -1).astype(np.float32)
+
+
+def noise(height: int, width: int, channels: int = 3) -> np.ndarray:
+    return np.random.default_rng(7).integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+
+def write_image(path: Path, pixels: np.ndarray) -> None:
+    """Write an image file, and the folders that it needs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, pixels) if path.suffix == ".npy" else Image.fromarray(pixels).save(path)
