@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -71,6 +72,20 @@ class StreamBatch:
         if target is not None and len(remaining) < len(self):
             target = target.index_select(0, upload(remaining, target.device))
         return StreamBatch(tuple(streams), presence.to(streams[0].device), target=target)
+
+    def joined(self) -> Tensor:
+        """All streams of every sample side by side, in sorted order; an absent one is zero.
+
+        Returns:
+            Shape (B, C_0 + … + C_{M-1}, H, W).
+        """
+        first = self.streams[0]
+        channels = [x.shape[1] for x in self.streams]
+        joined = first.new_zeros(len(self), sum(channels), *first.shape[2:])
+        starts = accumulate(channels, initial=0)
+        for x, place, start in zip(self.streams, self.presence.rows, starts, strict=False):
+            joined[place, start : start + x.shape[1]] = x
+        return joined
 
     def map(self, function: Callable[[Tensor], Tensor]) -> StreamBatch:
         """Apply a function to every stream and to the integrated pathway."""

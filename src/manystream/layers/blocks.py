@@ -25,8 +25,8 @@ class BasicBlock(nn.Module):
         in_channels: channels of every pathway at the input.
         width: channels of the stage.
         stride: stride of the first convolution and of the shortcut.
-        integration: the rule that mixes raw outputs.
-        integrated_norm: norm of the integrated pathway.
+        integration: the rule that mixes raw outputs; without one, streams stay by themselves.
+        integrated_norm: norm of the integrated pathway, if there is one.
         last: whether this is the network's last block, after which only the integrated pathway
             goes on.
     """
@@ -40,8 +40,8 @@ class BasicBlock(nn.Module):
         width: int,
         stride: int = 1,
         *,
-        integration: IntegrationRule = LinearIntegration,
-        integrated_norm: NormLayer = nn.BatchNorm2d,
+        integration: IntegrationRule | None = LinearIntegration,
+        integrated_norm: NormLayer | None = nn.BatchNorm2d,
         last: bool = False,
     ) -> None:
         super().__init__()
@@ -76,8 +76,8 @@ class Bottleneck(nn.Module):
         width: int,
         stride: int = 1,
         *,
-        integration: IntegrationRule = LinearIntegration,
-        integrated_norm: NormLayer = nn.BatchNorm2d,
+        integration: IntegrationRule | None = LinearIntegration,
+        integrated_norm: NormLayer | None = nn.BatchNorm2d,
         last: bool = False,
     ) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class Bottleneck(nn.Module):
 
 def _conv(
     num_streams: int,
-    integration: IntegrationRule,
+    integration: IntegrationRule | None,
     in_channels: int,
     out_channels: int,
     kernel_size: int,

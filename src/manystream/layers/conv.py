@@ -26,7 +26,7 @@ class StreamConv2d(nn.Module):
         stride: stride of the streams' kernels and of the integrated input.
         padding: zero padding of the streams.
         integrated_channels: channels of the integrated input; None in the first layer.
-        integration: the rule that mixes raw outputs.
+        integration: the rule that mixes raw outputs; without one, streams stay by themselves.
         bias: whether the streams and the integrated output have a bias.
 
     Example:
@@ -49,21 +49,23 @@ class StreamConv2d(nn.Module):
         padding: int = 0,
         *,
         integrated_channels: int | None = None,
-        integration: IntegrationRule = LinearIntegration,
+        integration: IntegrationRule | None = LinearIntegration,
         bias: bool = False,
     ) -> None:
         super().__init__()
         self.streams = nn.ModuleList(
             nn.Conv2d(c, out_channels, kernel_size, stride, padding, bias=bias) for c in in_channels
         )
-        self.integration = integration(
-            len(in_channels), integrated_channels, out_channels, stride, bias
+        self.integration = (
+            None
+            if integration is None
+            else integration(len(in_channels), integrated_channels, out_channels, stride, bias)
         )
 
     def forward(self, batch: StreamBatch) -> StreamBatch:
         """Shapes (B_m, C_m, H, W) and (B, C_z, H, W) to (B_m, C, H', W') and (B, C, H', W')."""
         raw = [_raw(conv, x) for conv, x in zip(self.streams, batch.streams, strict=True)]
-        integrated = self.integration(raw, batch)
+        integrated = None if self.integration is None else self.integration(raw, batch)
         streams = tuple(_biased(conv, y) for conv, y in zip(self.streams, raw, strict=True))
         return replace(batch, streams=streams, integrated=integrated)
 

@@ -25,7 +25,7 @@ class StreamNormAct2d(nn.Module):
     Args:
         num_features: channels C.
         num_streams: number of streams M.
-        integrated_norm: norm of the integrated pathway.
+        integrated_norm: norm of the integrated pathway, if there is one.
         activation: whether ReLU follows.
         integrated_only: the streams end here, as in the last block: their running statistics
             still move, their parameters are frozen since nothing depends on them, and only the
@@ -36,14 +36,14 @@ class StreamNormAct2d(nn.Module):
         self,
         num_features: int,
         num_streams: int,
-        integrated_norm: NormLayer = nn.BatchNorm2d,
+        integrated_norm: NormLayer | None = nn.BatchNorm2d,
         *,
         activation: bool = True,
         integrated_only: bool = False,
     ) -> None:
         super().__init__()
         self.streams = nn.ModuleList(nn.BatchNorm2d(num_features) for _ in range(num_streams))
-        self.integrated = integrated_norm(num_features)
+        self.integrated = None if integrated_norm is None else integrated_norm(num_features)
         self.activation = activation
         self.integrated_only = integrated_only
         if integrated_only:
@@ -57,9 +57,10 @@ class StreamNormAct2d(nn.Module):
         else:
             residuals = (None,) * len(batch.streams) if identity is None else identity.streams
             streams = tuple(map(self._norm_act, self.streams, batch.streams, residuals))
-        residual = None if identity is None else identity.integrated
-        assert batch.integrated is not None, "a norm follows a convolution"
-        integrated = self._norm_act(self.integrated, batch.integrated, residual)
+        integrated = batch.integrated
+        if self.integrated is not None and integrated is not None:
+            residual = None if identity is None else identity.integrated
+            integrated = self._norm_act(self.integrated, integrated, residual)
         return replace(batch, streams=streams, integrated=integrated)
 
     def _norm_act(self, norm: nn.Module, x: Tensor, residual: Tensor | None) -> Tensor:

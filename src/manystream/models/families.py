@@ -16,12 +16,17 @@ class Family:
     """What tells one family from another.
 
     Attributes:
-        integration: the rule that mixes raw outputs.
-        integrated_norm: norm of the integrated pathway.
+        integration: the rule that mixes raw outputs; None keeps the streams apart up to the head,
+            which joins their features.
+        integrated_norm: norm of the integrated pathway, if there is one.
+        joins_inputs: whether the images are joined along their channels into one stream.
+        single: whether the network has one stream only.
     """
 
-    integration: IntegrationRule
-    integrated_norm: NormLayer
+    integration: IntegrationRule | None = None
+    integrated_norm: NormLayer | None = None
+    joins_inputs: bool = False
+    single: bool = False
 
 
 def single_group_norm(num_channels: int) -> nn.GroupNorm:
@@ -36,6 +41,10 @@ FAMILIES: dict[str, Family] = {
         single_group_norm,
     ),
     "direct_mixing_conv": Family(ScalarIntegration, single_group_norm),
+    # What users compare with: ordinary ResNets.
+    "late_fusion": Family(),
+    "early_fusion": Family(joins_inputs=True),
+    "single_stream": Family(single=True),
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -17,6 +17,7 @@ from manystream.layers import (
 )
 from manystream.models.families import family as look_up_family
 from manystream.models.network import StreamNetwork
+from manystream.presence import Presence
 from manystream.streams import Inputs, StreamBatch
 
 BLOCKS: dict[str, type[BasicBlock] | type[Bottleneck]] = {
@@ -66,35 +67,42 @@ class StreamResNet(StreamNetwork):
         super().__init__(in_channels, num_classes)
         _check_layout(block, layers, widths, dropout)
         rule = look_up_family(family)
+        if rule.single and self.num_streams > 1:
+            raise ValueError(f"family {family!r} has one stream; these are {self.in_channels}")
+        self.joins_inputs = rule.joins_inputs
+        stream_channels = list(self.in_channels.values())
+        if rule.joins_inputs:
+            stream_channels = [sum(stream_channels)]
+        num_streams = len(stream_channels)
         make_block = partial(
             BLOCKS[block],
-            self.num_streams,
+            num_streams,
             integration=rule.integration,
             integrated_norm=rule.integrated_norm,
         )
-        self.conv1 = StreamConv2d(
-            list(self.in_channels.values()), widths[0], 7, 2, 3, integration=rule.integration
-        )
-        self.bn1 = StreamNormAct2d(widths[0], self.num_streams, rule.integrated_norm)
+        self.conv1 = StreamConv2d(stream_channels, widths[0], 7, 2, 3, integration=rule.integration)
+        self.bn1 = StreamNormAct2d(widths[0], num_streams, rule.integrated_norm)
         self.maxpool = StreamMaxPool2d(kernel_size=3, stride=2, padding=1)
         channels, stages = widths[0], []
         for stage, (depth, width) in enumerate(zip(layers, widths, strict=True), start=1):
             blocks = []
             for i in range(depth):
                 stride = 2 if stage > 1 and i == 0 else 1
-                last = stage == len(layers) and i == depth - 1
+                last = rule.integration is not None and stage == 4 and i == depth - 1
                 blocks.append(make_block(channels, width, stride, last=last))
                 channels = width * BLOCKS[block].expansion
             stages.append(nn.Sequential(*blocks))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(channels, num_classes)
+        features = channels if rule.integration is not None else channels * num_streams
+        self.fc = nn.Linear(features, num_classes)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward_batch(self, batch: StreamBatch) -> Tensor:
         """Logits of a compact batch in its sorted order, shape (B, num_classes)."""
-        features = self._stages(batch)[-1]
-        logits: Tensor = self.fc(self.dropout(features.mean(dim=(2, 3))))
+        for stage in self._stages(batch):
+            batch = stage  # what came before is let go
+        logits: Tensor = self.fc(self.dropout(_fused(batch).mean(dim=(2, 3))))
         return logits
 
     def forward_features(
@@ -109,19 +117,24 @@ class StreamResNet(StreamNetwork):
         Args: as :meth:`forward`.
 
         Returns:
-            Four tensors of shape (B, C_s, H_s, W_s); strides 4, 8, 16 and 32 of the input.
+            Four tensors of shape (B, C_s, H_s, W_s); strides 4, 8, 16 and 32 of the input. A
+            network without an integrated pathway gives its streams' maps joined along channels.
         """
         batch = self.to_batch(inputs, present, blanked_mask)
-        return tuple(map(batch.presence.restore, self._stages(batch)))
+        return tuple(batch.presence.restore(_fused(stage)) for stage in self._stages(batch))
 
-    def _stages(self, batch: StreamBatch) -> list[Tensor]:
+    def _stages(self, batch: StreamBatch) -> Iterator[StreamBatch]:
+        if self.joins_inputs:
+            batch = StreamBatch((batch.joined(),), Presence.all_present(len(batch), 1))
         batch = self.maxpool(self.bn1(self.conv1(batch)))
-        integrated: list[Tensor] = []
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             batch = stage(batch)
-            assert batch.integrated is not None, "every layer integrates"
-            integrated.append(batch.integrated)
-        return integrated
+            yield batch
+
+
+def _fused(batch: StreamBatch) -> Tensor:
+    """What the head sees: the integrated pathway, or without one the streams side by side."""
+    return batch.joined() if batch.integrated is None else batch.integrated
 
 
 def _check_layout(block: str, layers: Sequence[int], widths: Sequence[int], dropout: float) -> None:
