@@ -6,12 +6,12 @@ Counts, not timings, so any machine gives the same figures. Run: python benchmar
 from __future__ import annotations
 
 import torch
-from common import save
 from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 import manystream as ms
+from common import save
 from manystream.memory import kept_bytes
 
 BATCH, SIZE = 20, 96
@@ -22,7 +22,9 @@ def main() -> None:
     """Measure a ResNet-18 with two streams, and keep the result."""
     rows = [measure(share) for share in SHARES]
     full = rows[0]
-    table = Table("blanked", "rows left", "kept for backward", "ratio", "stream conv FLOPs", "ratio")
+    table = Table(
+        "blanked", "rows left", "kept for backward", "ratio", "stream conv FLOPs", "ratio"
+    )
     for row in rows:
         table.add_row(
             f"{row['blanked']:.0%}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from manystream.models import StreamResNet
+from manystream.models import StreamResNet, load_pretrained_stream
 from manystream.models.resnet import STAGE_WIDTHS
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ DEPTHS: dict[int, tuple[str, tuple[int, int, int, int]]] = {
 }
 
 _METADATA = "manystream"
+
+_logger = logging.getLogger(__name__)
 
 
 class StreamClassifier(StreamResNet):
@@ -130,6 +133,7 @@ def create_model(
     num_classes: int,
     width: float = 1.0,
     dropout: float = 0.0,
+    pretrained: Mapping[str, str | Path | Mapping[str, Any]] | None = None,
 ) -> StreamClassifier:
     """Build a classifier of several image streams.
 
@@ -140,6 +144,9 @@ def create_model(
         num_classes: number of classes.
         width: multiplier of the widths 64, 128, 256, 512.
         dropout: probability of dropping a feature before the head.
+        pretrained: weights of an ordinary ResNet for some streams, a file or a state dict with
+            torchvision's names; see :func:`manystream.models.load_pretrained_stream`. What was
+            adapted or left aside is logged.
 
     Raises:
         ValueError: if an argument is outside of what is named here.
@@ -155,7 +162,7 @@ def create_model(
     if width <= 0:
         raise ValueError(f"width is {width}; expected a multiplier above 0")
     block, layers = DEPTHS[depth]
-    return StreamClassifier(
+    model = StreamClassifier(
         family=family,
         block=block,
         layers=layers,
@@ -164,6 +171,9 @@ def create_model(
         num_classes=num_classes,
         dropout=dropout,
     )
+    for stream, source in (pretrained or {}).items():
+        _logger.warning("stream %r: %s", stream, load_pretrained_stream(model, stream, source))
+    return model
 
 
 def load_model(path: str | Path) -> StreamClassifier:

@@ -140,16 +140,25 @@ def available_splits(root: str | Path) -> tuple[str, ...]:
     return tuple(folder.name for folder in _subfolders(root))
 
 
-def discover_streams(root: str | Path, split: str) -> tuple[StreamSpec, ...]:
-    """Describe a split's streams by the first readable image of each, colour streams first.
+def discover_streams(
+    root: str | Path, split: str, names: Sequence[str] | None = None
+) -> tuple[StreamSpec, ...]:
+    """Describe a split's streams by the first readable image of each.
 
     Three channels of uint8 are ``"color"``; one channel is ``"depth"`` if it is uint16 or float32
     or if the folder's name contains "depth"; anything else is ``"other"``.
 
+    Args:
+        root: the data set's folder.
+        split: the folder of the split.
+        names: streams to describe, in this order; all of the split by default, colour first.
+
     Raises:
-        ValueError: if the split is missing, or a folder in it holds no readable image.
+        ValueError: if the split or a stream is missing, or a stream holds no readable image.
     """
     folder = _split_folder(Path(root), split)
+    if names is not None:
+        return tuple(_describe_stream(_stream_folder(folder, name)) for name in names)
     specs = [_describe_stream(stream) for stream in _subfolders(folder)]
     if not specs:
         raise ValueError(f"{folder} has no stream folders; expected {_LAYOUT}")

@@ -25,7 +25,6 @@ Report = Callable[[str], None]
 """Takes a line that the user should see."""
 
 _SCENES_SURVEYED = 256
-_FILES_SHOWN = 5
 
 
 @dataclass
@@ -40,7 +39,7 @@ class DataOptions:
     """Folder laid out as root/<split>/<stream>/<class>/<id>.<ext>; without one, rendered RGB-D
     scenes are used."""
     streams: list[str] | None = None
-    """Streams to use, in order; all that the training split has by default."""
+    """Streams to use, in order, for example [rgb,depth]; all of the training split by default."""
     train_split: str = "train"
     """Split to train on."""
     val_split: str = "val"
@@ -64,6 +63,17 @@ class DataOptions:
                 raise ValueError(f"--data.{name} is {getattr(self, name)}; expected at least 1")
         if self.num_workers < 0:
             raise ValueError(f"--data.num_workers is {self.num_workers}; expected 0 or more")
+        if self.streams is not None:
+            self._check_streams(self.streams)
+
+    def _check_streams(self, streams: list[str]) -> None:
+        if self.root is None:
+            raise ValueError(
+                f"--data.streams is {streams}, but rendered scenes always have rgb and depth; "
+                "leave it out, or name a folder with --data.root"
+            )
+        if not streams or len(set(streams)) < len(streams):
+            raise ValueError(f"--data.streams is {streams}; expected one or more, each once")
 
 
 @dataclass(frozen=True)
@@ -135,11 +145,9 @@ def open_split(
         ValueError: as :func:`training_data`.
     """
     if options.root is None:
-        number = options.num_scenes if split == "train" else max(options.num_scenes // 4, 12)
-        scenes = SceneSource(number, options.image_size, split=split)
-        return scenes, survey(scenes, limit=min(_SCENES_SURVEYED, number)).statistics
+        return _open_scenes(options, split, streams, classes)
     if streams is None:
-        streams = _chosen(discover_streams(options.root, split), options.streams)
+        streams = discover_streams(options.root, split, options.streams)
     folder = FolderSource(options.root, split, streams, classes)
     found = survey_folder(folder)
     readable = _without_unreadable(folder, found, options.on_error, report)
@@ -168,12 +176,19 @@ def make_loader(
     )
 
 
-def _chosen(found: Sequence[StreamSpec], names: Sequence[str] | None) -> tuple[StreamSpec, ...]:
-    by_name = {spec.name: spec for spec in found}
-    missing = [name for name in names or () if name not in by_name]
-    if missing:
-        raise ValueError(f"no stream {missing[0]!r} in the data; it has {', '.join(by_name)}")
-    return tuple(by_name[name] for name in names or by_name)
+def _open_scenes(
+    options: DataOptions,
+    split: str,
+    streams: Sequence[StreamSpec] | None,
+    classes: Sequence[str] | None,
+) -> tuple[SceneSource, tuple[StreamStatistics, ...]]:
+    if streams not in (None, SceneSource.streams) or classes not in (None, SceneSource.classes):
+        raise ValueError(
+            "the model was not trained on rendered scenes; name its images with --data.root"
+        )
+    number = options.num_scenes if split == "train" else max(options.num_scenes // 4, 12)
+    scenes = SceneSource(number, options.image_size, split=split)
+    return scenes, survey(scenes, limit=min(_SCENES_SURVEYED, number)).statistics
 
 
 def _without_unreadable(
@@ -181,11 +196,7 @@ def _without_unreadable(
 ) -> FolderSource:
     if not found.unreadable:
         return folder
-    shown = "".join(f"\n  {f.path}: {f.reason}" for f in found.unreadable[:_FILES_SHOWN])
-    more = len(found.unreadable) - _FILES_SHOWN
-    message = f"{len(found.unreadable)} unreadable images in split {folder.split!r}:{shown}" + (
-        f"\n  … and {more} more" if more > 0 else ""
-    )
+    message = f"split {folder.split!r}: {describe_unreadable(found)}"
     if on_error == "raise":
         raise ValueError(
             f"{message}\nmend or remove them, or count them as absent with --data.on-error skip"

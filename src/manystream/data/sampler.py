@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,3 +74,30 @@ class StreamBatchSampler(Sampler[list[SampleKey]]):
         # Seeded by epoch, so that an epoch can be repeated without those before it.
         rng = np.random.default_rng((self.seed, self.epoch))
         return torch.from_numpy(rng.permutation(len(self.present)))
+
+
+def own_sampler(loader: Iterable[Any] | None) -> StreamBatchSampler | None:
+    """The sampler of a loader of ours; None for any other loader."""
+    sampler = getattr(loader, "batch_sampler", None)
+    return sampler if isinstance(sampler, StreamBatchSampler) else None
+
+
+@contextmanager
+def select_before_reading(loader: Iterable[Any], select: Selection | None) -> Iterator[None]:
+    """For a while, have a loader of ours leave what ``select`` does not keep unread.
+
+    Any other loader is left as it is.
+
+    Args:
+        loader: batches.
+        select: what the samples of a batch keep; None keeps all.
+    """
+    sampler = own_sampler(loader)
+    if sampler is None:
+        yield
+        return
+    before, sampler.select = sampler.select, select
+    try:
+        yield
+    finally:
+        sampler.select = before

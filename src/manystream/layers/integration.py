@@ -8,6 +8,7 @@ from functools import partial
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from manystream.functional import linear_integrate, scalar_integrate
@@ -111,6 +112,10 @@ class LinearIntegration(_Integration):
         for weight in self.stream_weights:
             self.init_stream(weight)
 
+    def mix(self, stream: int, raw: Tensor) -> Tensor:
+        """One stream's contribution by itself, shape (B_m, C, H, W)."""
+        return F.conv2d(raw, self.stream_weights[stream])
+
     def forward(self, raw: Sequence[Tensor], batch: StreamBatch) -> Tensor:
         """Mix raw outputs, shape (B_m, C, H, W), into the next integrated map, (B, C, H, W)."""
         return linear_integrate(
@@ -158,6 +163,10 @@ class ScalarIntegration(_Integration):
             nn.init.ones_(scalar)
         if self.integrated_scalar is not None:
             nn.init.constant_(self.integrated_scalar, INITIAL_INTEGRATED_SCALAR)
+
+    def mix(self, stream: int, raw: Tensor) -> Tensor:
+        """One stream's contribution by itself, shape (B_m, C, H, W)."""
+        return torch.mul(raw, self.stream_scalars[stream])
 
     def forward(self, raw: Sequence[Tensor], batch: StreamBatch) -> Tensor:
         """Mix raw outputs, shape (B_m, C, H, W), into the next integrated map, (B, C, H, W)."""

@@ -1,7 +1,20 @@
 """Networks: layers assembled, families told apart, weights named."""
 
 from manystream.models.families import FAMILIES, Family
+from manystream.models.inspection import contributions, mixing_weights
 from manystream.models.network import StreamNetwork
+from manystream.models.original import load_original
+from manystream.models.pretrained import PretrainedReport, load_pretrained_stream
 from manystream.models.resnet import StreamResNet
 
-__all__ = ["FAMILIES", "Family", "StreamNetwork", "StreamResNet"]
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "PretrainedReport",
+    "StreamNetwork",
+    "StreamResNet",
+    "contributions",
+    "load_original",
+    "load_pretrained_stream",
+    "mixing_weights",
+]

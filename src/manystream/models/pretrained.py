@@ -33,6 +33,15 @@ class PretrainedReport:
     adapted: tuple[str, ...]
     left_aside: tuple[str, ...]
 
+    def __str__(self) -> str:
+        parts = [f"{len(self.loaded)} tensors loaded"]
+        for what, keys in (
+            ("adapted to its channels", self.adapted),
+            ("left aside", self.left_aside),
+        ):
+            parts += [f"{what}: {', '.join(keys)}"] if keys else []
+        return "; ".join(parts)
+
 
 def load_pretrained_stream(
     network: StreamResNet, stream: str, source: str | Path | Mapping[str, Any]

@@ -10,8 +10,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
-from manystream.data.sampler import StreamBatchSampler
-from manystream.dropout import ModalityDropout
+from manystream.data.sampler import own_sampler, select_before_reading
 from manystream.models import StreamNetwork
 from manystream.training.history import History, HistoryRecorder
 from manystream.training.module import ClassifierModule
@@ -47,15 +46,14 @@ def fit(
         KeyboardInterrupt: on Ctrl-C, after what was logged has been written.
     """
     options = options or FitOptions()
+    dropout = options.make_dropout(network.num_streams)
     pl.seed_everything(options.seed, workers=True, verbose=False)
-    dropout = make_dropout(options, network.num_streams) if options.modality_dropout else None
-    sampler = getattr(train_loader, "batch_sampler", None)
-    if isinstance(sampler, StreamBatchSampler):
+    sampler = own_sampler(train_loader)
+    if sampler is not None:
         sampler.epoch = 0
-        sampler.select = None if dropout is None else dropout.draw
     recorder = HistoryRecorder(out_dir and out_dir / "history.json")
     module = ClassifierModule(network, options, dropout=dropout)
-    with trainer_session(
+    session = trainer_session(
         progress=options.progress,
         max_epochs=options.epochs,
         accelerator=options.accelerator,
@@ -64,23 +62,29 @@ def fit(
         callbacks=[recorder, *_checkpoints(out_dir)],
         logger=_loggers(out_dir),
         enable_checkpointing=out_dir is not None,
-    ) as trainer:
+    )
+    select = None if dropout is None else dropout.draw
+    with session as trainer, select_before_reading(train_loader, select):
         trainer.fit(module, train_loader, val_loader)
     return recorder.history
 
 
-def make_dropout(options: FitOptions, num_streams: int) -> ModalityDropout:
-    """Build the modality dropout that the options describe."""
-    return ModalityDropout(
-        num_streams,
-        options.modality_dropout_rate,
-        schedule=options.modality_dropout_schedule,
-        start=options.modality_dropout_start,
-        ramp=options.modality_dropout_ramp,
-        max_blanked=options.modality_dropout_max_blanked,
-        stratified=options.modality_dropout_stratified,
-        seed=options.seed,
-    )
+def check_fit(options: FitOptions, num_streams: int) -> None:
+    """Raise what :func:`fit` would raise about its options, before anything is written.
+
+    Args:
+        options: how to train.
+        num_streams: number of streams of the network.
+
+    Raises:
+        ValueError: if modality dropout does not fit the number of streams, or there is no such
+            accelerator here.
+    """
+    options.make_dropout(num_streams)
+    with trainer_session(
+        progress=False, accelerator=options.accelerator, precision=options.precision
+    ):
+        pass
 
 
 def _checkpoints(out_dir: Path | None) -> list[pl.Callback]:

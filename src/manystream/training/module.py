@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from manystream.data.sampler import Selection, StreamBatchSampler
+from manystream.data.sampler import Selection, own_sampler
 from manystream.dropout import ModalityDropout
 from manystream.models import StreamNetwork
 from manystream.streams import StreamBatch
@@ -113,20 +113,16 @@ class ClassifierModule(pl.LightningModule):
         self.log_dict(logged, on_step=False, on_epoch=True, batch_size=len(batch))
         return loss
 
-    def _sampler(self) -> StreamBatchSampler | None:
-        sampler = getattr(self.trainer.train_dataloader, "batch_sampler", None)
-        return sampler if isinstance(sampler, StreamBatchSampler) else None
-
     def _train_select(self) -> Selection | None:
         """Draw here only where the loader's own sampler has not drawn before reading."""
-        if self.dropout is None or self._sampler() is not None:
+        if self.dropout is None or own_sampler(self.trainer.train_dataloader) is not None:
             return None
         return self.dropout.draw
 
     def _set_epoch(self, epoch: int) -> None:
         if self.dropout is not None:
             self.dropout.epoch = epoch
-        sampler = self._sampler()
+        sampler = own_sampler(self.trainer.train_dataloader)
         if sampler is not None:
             sampler.epoch = epoch
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from manystream.dropout import Schedule
+from manystream.dropout import ModalityDropout, Schedule
 
 
 @dataclass
@@ -31,7 +31,7 @@ class FitOptions:
     modality_dropout: bool = False
     """Whether training samples lose streams at random."""
     modality_dropout_rate: float | list[float] = 0.2
-    """Final probability that a sample loses a stream, or one probability per stream."""
+    """Final probability that a sample loses a stream, or one per stream, for example [0.1,0.3]."""
     modality_dropout_schedule: Schedule = "ramp_up"
     """Whether the probability rises from 0 or falls from 1."""
     modality_dropout_start: int = 0
@@ -54,10 +54,39 @@ class FitOptions:
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise ValueError(f"epochs is {self.epochs}; expected at least 1")
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}; expected more than 0")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing is {self.label_smoothing}; expected [0, 1)")
-        for name in ("weight_decay", "warmup_epochs"):
+        for name in ("learning_rate", "gradient_clip"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} is {value}; expected more than 0")
+        for name in ("weight_decay", "warmup_epochs", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more")
+        self._check_dropout()
+
+    def make_dropout(self, num_streams: int) -> ModalityDropout | None:
+        """Modality dropout of a network with ``num_streams`` streams; None where it is off.
+
+        Raises:
+            ValueError: if it does not fit that number of streams.
+        """
+        return self._dropout(num_streams) if self.modality_dropout else None
+
+    def _check_dropout(self) -> None:
+        """Check what does not depend on the number of streams, also where dropout is off."""
+        rate = self.modality_dropout_rate
+        fewest = len(rate) if isinstance(rate, list) else self.modality_dropout_max_blanked + 1
+        self._dropout(max(fewest, 2))
+
+    def _dropout(self, num_streams: int) -> ModalityDropout:
+        return ModalityDropout(
+            num_streams,
+            self.modality_dropout_rate,
+            schedule=self.modality_dropout_schedule,
+            start=self.modality_dropout_start,
+            ramp=self.modality_dropout_ramp,
+            max_blanked=self.modality_dropout_max_blanked,
+            stratified=self.modality_dropout_stratified,
+            seed=self.seed,
+        )

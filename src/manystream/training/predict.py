@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from manystream.data.sampler import select_before_reading
 from manystream.models import StreamNetwork
 from manystream.training.module import ClassifierModule
 from manystream.training.trainer import trainer_session
@@ -34,7 +35,8 @@ def predict(
     Raises:
         ValueError: if a batch does not fit the network.
     """
-    with trainer_session(progress=progress, accelerator=accelerator) as trainer:
+    session = trainer_session(progress=progress, accelerator=accelerator)
+    with session as trainer, select_before_reading(loader, None):
         batches: list[Tensor] = trainer.predict(ClassifierModule(network), _Batches(loader))  # type: ignore[assignment]
     return torch.cat([probabilities.cpu() for probabilities in batches])
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 _IGNORED_WARNINGS = (
     ".*does not have many workers.*",  # the user's choice
@@ -28,17 +29,13 @@ def trainer_session(*, progress: bool, **arguments: Any) -> Iterator[pl.Trainer]
         arguments: of ``lightning.pytorch.Trainer``.
 
     Raises:
+        ValueError: if there is no such accelerator here.
         KeyboardInterrupt: on Ctrl-C; Lightning alone would end the process after its clean-up.
     """
     handler = signal.getsignal(signal.SIGINT)
     try:
         with _quiet():
-            yield pl.Trainer(
-                enable_progress_bar=progress,
-                enable_model_summary=False,
-                num_sanity_val_steps=0,
-                **{"logger": False, "enable_checkpointing": False, "devices": 1, **arguments},
-            )
+            yield _make_trainer(enable_progress_bar=progress, **arguments)
     except SystemExit as ended:
         if isinstance(ended.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
@@ -46,6 +43,21 @@ def trainer_session(*, progress: bool, **arguments: Any) -> Iterator[pl.Trainer]
     finally:
         if signal.getsignal(signal.SIGINT) is not handler:
             signal.signal(signal.SIGINT, handler)
+
+
+def _make_trainer(**arguments: Any) -> pl.Trainer:
+    settings = {
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "logger": False,
+        "enable_checkpointing": False,
+        "devices": 1,
+        **arguments,
+    }
+    try:
+        return pl.Trainer(**settings)
+    except MisconfigurationException as error:
+        raise ValueError(f"accelerator is {arguments['accelerator']!r}: {error}") from error
 
 
 @contextmanager
