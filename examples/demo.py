@@ -14,8 +14,8 @@ from manystream.training.report import Run, write_report
 
 OUT = Path("demo")
 DATA = DataOptions(image_size=48, batch_size=64, num_scenes=2400, num_workers=2)
-PLAIN = FitOptions(epochs=16, learning_rate=3e-3)
-ROBUST = replace(PLAIN, modality_dropout=True, modality_dropout_rate=0.4, modality_dropout_ramp=4)
+PLAIN = FitOptions(epochs=30, learning_rate=3e-3)
+ROBUST = replace(PLAIN, modality_dropout=True, modality_dropout_rate=0.5, modality_dropout_ramp=8)
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from manystream.layers import LinearIntegration
+from manystream.layers import LinearIntegration, ScalarIntegration
 from manystream.models import StreamResNet
 from manystream.presence import Presence
 from manystream.streams import StreamBatch
@@ -15,6 +15,9 @@ CHANNELS = (3, 1, 2, 1)
 """Channels of the streams of a small network."""
 
 WIDTHS = (3, 4, 5, 6)
+
+INTEGRATED_FAMILIES = ("li_net3", "li_net3_soma", "direct_mixing_conv")
+"""The families with an integrated pathway."""
 
 
 def mask_of(words: str) -> Tensor:
@@ -107,7 +110,7 @@ def small_resnet(
 
 @torch.no_grad()
 def randomise(model: nn.Module) -> None:
-    """Move norms and mixing kernels off their symmetric initial values, which hide mistakes."""
+    """Move norms and mixing weights off their symmetric initial values, which hide mistakes."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
             module.weight.uniform_(0.5, 1.5)
@@ -118,3 +121,8 @@ def randomise(model: nn.Module) -> None:
         if isinstance(module, LinearIntegration):
             for weight in module.stream_weights:
                 weight.normal_(0, weight.shape[1] ** -0.5)
+        if isinstance(module, ScalarIntegration):
+            for m, scalar in enumerate(module.stream_scalars):
+                scalar.uniform_(0.5, 1.5).mul_((-1) ** m)
+            if module.integrated_scalar is not None:
+                module.integrated_scalar.uniform_(0.2, 0.8)

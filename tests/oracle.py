@@ -15,6 +15,7 @@ from manystream.layers import (
     BasicBlock,
     Bottleneck,
     LinearIntegration,
+    ScalarIntegration,
     StreamConv2d,
     StreamNormAct2d,
 )
@@ -90,13 +91,16 @@ class _MaskedRun:
     def integrate(
         self, rule: nn.Module, raw: list[Tensor], integrated: Tensor | None, stride: int
     ) -> Tensor:
-        # A new rule (one scalar per stream) gets a branch of its own here.
         if isinstance(rule, LinearIntegration):
-            mixed = [F.conv2d(y, rule.stream_weights[m]) for m, y in enumerate(raw)]
-            if integrated is not None:
-                mixed.append(F.conv2d(integrated, rule.integrated_weight, stride=stride))
-            return torch.stack(mixed).sum(dim=0)
-        raise NotImplementedError(f"the oracle does not know {type(rule).__name__}")
+            mixed, scale = [F.conv2d(y, rule.stream_weights[m]) for m, y in enumerate(raw)], 1.0
+        elif isinstance(rule, ScalarIntegration):
+            mixed = [rule.stream_scalars[m] * y for m, y in enumerate(raw)]
+            scale = rule.integrated_scalar
+        else:
+            raise NotImplementedError(f"the oracle does not know {type(rule).__name__}")
+        if integrated is not None:
+            mixed.append(scale * F.conv2d(integrated, rule.integrated_weight, stride=stride))
+        return torch.stack(mixed).sum(dim=0)
 
     def norm(self, layer: StreamNormAct2d, pathways: Pathways) -> Pathways:
         streams = []

@@ -4,14 +4,20 @@ import math
 
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from manystream.layers import LinearIntegration
-from manystream.models import FAMILIES, StreamResNet
-from manystream.models.families import Family
-from tests.builders import CHANNELS, mask_of, presences, random_images, small_resnet, with_absent
+from manystream.models import StreamResNet
+from tests.builders import (
+    CHANNELS,
+    INTEGRATED_FAMILIES,
+    mask_of,
+    presences,
+    random_images,
+    small_resnet,
+    with_absent,
+)
 from tests.oracle import masked_forward
 
 SIZES = [(33, 41), (20, 71), (32, 32), (13, 9)]
@@ -75,6 +81,8 @@ def assert_same_step(
         assert_same(buffer, statistics[name], name)
 
 
+@pytest.mark.parametrize("family", INTEGRATED_FAMILIES)
+@settings(max_examples=30)
 @given(
     words=presences(),
     block=st.sampled_from(["basic", "bottleneck"]),
@@ -86,31 +94,28 @@ def assert_same_step(
 @example("11", "bottleneck", (1, 1, 1, 1), (32, 32), True)
 @example("101 011 110 010", "basic", (2, 1, 1, 1), (33, 41), True)
 def test_any_pattern(
-    words: str, block: str, layers: tuple[int, ...], size: tuple[int, int], training: bool
+    family: str,
+    words: str,
+    block: str,
+    layers: tuple[int, ...],
+    size: tuple[int, int],
+    training: bool,
 ) -> None:
-    model = small_resnet(len(words.split()[0]), block, layers)
+    model = small_resnet(len(words.split()[0]), block, layers, family=family)
     assert_same_step(model, words, size, training)
 
 
 @pytest.mark.parametrize("size", [(33, 41), (13, 9)], ids=["last map 2x2", "last map 1x1"])
 @pytest.mark.parametrize("words", CORNERS.values(), ids=CORNERS.keys())
 @pytest.mark.parametrize("block", ["basic", "bottleneck"])
+@pytest.mark.parametrize("family", INTEGRATED_FAMILIES)
 def test_corner_patterns_over_a_step_and_then_in_eval(
-    block: str, words: str, size: tuple[int, int]
+    family: str, block: str, words: str, size: tuple[int, int]
 ) -> None:
-    model = small_resnet(len(words.split()[0]), block)
+    model = small_resnet(len(words.split()[0]), block, family=family)
     assert_same_step(model, words, size, training=True)
     model.zero_grad(set_to_none=True)
     assert_same_step(model, words, size, training=False)
-
-
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("words", ["1", "11 10 01 11", "110 101 011 001"])
-def test_integrated_group_norm(words: str, training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    grouped = Family(LinearIntegration, lambda channels: nn.GroupNorm(1, channels))
-    monkeypatch.setitem(FAMILIES, "grouped", grouped)
-    model = small_resnet(len(words.split()[0]), family="grouped")
-    assert_same_step(model, words, (33, 41), training)
 
 
 def test_the_oracle_sees_what_it_is_meant_to_see() -> None:

@@ -187,18 +187,19 @@ def load_model(path: str | Path) -> StreamClassifier:
     """
     from safetensors import SafetensorError, safe_open
 
+    if not Path(path).is_file():
+        raise ValueError(f"no model file at {path}; expected a model.safetensors")
     try:
         with safe_open(path, framework="pt") as file:
             described = json.loads((file.metadata() or {})[_METADATA])
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError as error:
-        raise ValueError(f"no model file at {path}") from error
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(
             f"{path} is not a model file of manystream, or it is damaged ({error}); expected the "
             "model.safetensors that training wrote"
         ) from error
     model = StreamClassifier(**described["layout"])
+    model.to(state["fc.weight"].dtype)
     model.load_state_dict(state)
     model.classes = described["classes"] and tuple(described["classes"])
     model.preprocessing = described["preprocessing"]

@@ -106,6 +106,14 @@ class TestGeometry:
         normals = render.unit(np.stack([-slope_x, -slope_y, np.full_like(x, delta)], axis=1)).T
         np.testing.assert_allclose(hits.normals, normals, atol=1e-4)
 
+    @pytest.mark.parametrize(("wall_x", "passes"), [(1.05, False), (0.95, True), (-1.05, False)])
+    def test_only_rays_through_the_opening_enter_a_niche(self, wall_x, passes):
+        niche = render.block(1.0, -0.4, BEVELS)
+        rays = render.Rays(np.array([wall_x + 5, 0, 1]), np.array([[-5.0], [0.0], [-1.0]]))
+        wall, inside = render.carve(np.array([1.0]), niche, rays)
+        assert np.isfinite(inside[0]) == passes
+        assert np.isfinite(wall[0]) != passes
+
     def test_box_and_ball_in_front_of_the_wall(self):
         room = room_with(render.dome(1e-6, 1e-6), False)
         box = render.box(np.array([-0.3, -0.2, 0.1]), np.array([0.3, 0.2, 0.5]))

@@ -35,9 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     parsed = parser.parse_args([_underscored(word) for word in words])
     options_class, run = COMMANDS[parsed.subcommand]
-    values = parser.instantiate(parsed)[parsed.subcommand].as_dict()
-    values.pop("config", None)
     try:
+        values = parser.instantiate(parsed)[parsed.subcommand].as_dict()
+        values.pop("config", None)
         run(options_class(**values))
     except ValueError as error:
         console.print(f"error: {error}", style="red", markup=False, highlight=False)

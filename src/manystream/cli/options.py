@@ -10,17 +10,26 @@ from manystream.training import FitOptions
 
 
 @dataclass
-class ModelOptions:
-    """Which network."""
+class ResNetOptions:
+    """Size of the network."""
 
-    family: str = "li_net3"
-    """How the streams are mixed."""
     depth: int = 18
     """Layers of the ResNet: 18, 34, 50 or 101."""
     width: float = 1.0
     """Multiplier of the ResNet's widths."""
     dropout: float = 0.0
     """Probability of dropping a feature before the head."""
+
+
+@dataclass
+class ModelOptions(ResNetOptions):
+    """Which network."""
+
+    family: str = "li_net3"
+    """How the streams are mixed: li_net3, li_net3_soma or direct_mixing_conv; or, to compare with,
+    late_fusion, early_fusion or single_stream."""
+    pretrained: dict[str, Path] | None = None
+    """Weights of an ordinary ResNet for some streams, as {stream: file}."""
 
 
 @dataclass
@@ -63,3 +72,47 @@ class PredictOptions:
     """Samples per batch."""
     num_workers: int = 2
     """Processes that read images."""
+
+
+@dataclass
+class CompareOptions:
+    """Train several families on the same data; print and plot their accuracy for every subset of
+    streams, their parameters, and the memory and time of a training step."""
+
+    families: list[str] = field(
+        default_factory=lambda: ["li_net3", "late_fusion", "early_fusion", "single_stream"]
+    )
+    """Families to train; single_stream has a run for every stream."""
+    out: Path | None = None
+    """Folder for all that is written; runs/compare-<date>-<time> by default."""
+    data: DataOptions = field(default_factory=DataOptions)
+    """Where images come from."""
+    model: ResNetOptions = field(default_factory=ResNetOptions)
+    """Size of every network."""
+    fit: FitOptions = field(default_factory=FitOptions)
+    """How each is trained."""
+
+
+@dataclass
+class ConvertOptions:
+    """Turn a checkpoint of the original implementation into a model file of manystream."""
+
+    checkpoint: Path
+    """File of torch.save, or .safetensors."""
+    out: Path
+    """Model file to write; it must not exist yet."""
+    streams: list[str] | None = None
+    """Names of the streams, in order; their numbers by default."""
+
+
+@dataclass
+class InspectOptions:
+    """Show how much each stream contributes to the integrated pathway at every layer, for one
+    batch, and the learned mixing weights."""
+
+    model: Path
+    """The model.safetensors that training wrote."""
+    out: Path | None = None
+    """Folder to write into; runs/inspect-<date>-<time> by default."""
+    data: DataOptions = field(default_factory=DataOptions)
+    """Where images come from; the first batch of val_split is looked at."""

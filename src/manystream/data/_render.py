@@ -113,7 +113,8 @@ class Polyhedron:
     def normals(self, points: Floats) -> Floats:
         """Outward unit normals at K points of the surface, shape (3, K)."""
         facet = (self.planes @ points - self.offsets[:, None]).argmax(axis=0)
-        return self.planes[facet].T
+        normals: Floats = self.planes[facet].T
+        return normals
 
 
 Solid: TypeAlias = Ball | Polyhedron
@@ -153,8 +154,9 @@ class Hits:
 
 def unit(vector: ArrayLike) -> Floats:
     """Scale a vector, or each row of a matrix, to length 1."""
-    array = np.asarray(vector, dtype=np.float64)
-    return array / np.linalg.norm(array, axis=-1, keepdims=True)
+    array: Floats = np.asarray(vector, dtype=np.float64)
+    length: Floats = np.linalg.norm(array, axis=-1, keepdims=True)
+    return array / length
 
 
 def look_at(position: Floats, target: Floats, roll: float) -> Floats:
@@ -176,7 +178,7 @@ def camera_rays(camera: Camera, size: int) -> Rays:
 
 def half_space(normal: ArrayLike, offset: float) -> Polyhedron:
     """Everything behind the plane n · p = offset."""
-    return Polyhedron(unit([normal]), np.array([offset]))
+    return Polyhedron(unit(normal)[None], np.array([offset]))
 
 
 def box(low: Floats, high: Floats) -> Polyhedron:
@@ -273,7 +275,8 @@ class Paint:
         """Linear RGB at coordinates u in metres, (2, K) to (3, K)."""
         angles = 2 * np.pi * self.waves @ coordinates + self.phases[:, None]
         weight = np.clip(0.5 + self.sharpness * np.sin(angles).prod(axis=0), 0, 1)
-        return self.colors.T @ np.stack([weight, 1 - weight])
+        mixed: Floats = self.colors.T @ np.stack([weight, 1 - weight])
+        return mixed
 
 
 @dataclass(frozen=True)
@@ -305,8 +308,8 @@ def shade(hits: Hits, paints: Sequence[Paint], lights: Sequence[Light]) -> Float
     radiance = np.empty_like(hits.points)
     for number, (paint, light) in enumerate(zip(paints, lights, strict=True)):
         seen = np.flatnonzero(hits.part == number)
-        plane = (0, 2) if number == FLOOR else (0, 1)
-        albedo = paint.albedo(hits.points[np.ix_(plane, seen)])
+        plane = [0, 2] if number == FLOOR else [0, 1]
+        albedo = paint.albedo(hits.points[plane][:, seen])
         radiance[:, seen] = albedo * light.irradiance(hits.normals[:, seen])
     return radiance
 
@@ -325,7 +328,8 @@ def sense_color(radiance: Floats, exposure: float, rng: Generator) -> NDArray[np
     signal = radiance * (exposure / radiance.mean())
     variance = signal / _FULL_WELL_ELECTRONS + _READ_NOISE**2
     noisy = signal + np.sqrt(variance) * rng.standard_normal(signal.shape)
-    return np.round(255 * np.clip(noisy, 0, 1) ** (1 / GAMMA)).astype(np.uint8)
+    stored: Floats = np.clip(noisy, 0, 1) ** (1 / GAMMA)
+    return np.round(255 * stored).astype(np.uint8)
 
 
 def sense_depth(hits: Hits, rng: Generator) -> NDArray[np.uint16]:
@@ -357,4 +361,5 @@ def _smooth_noise(rng: Generator, size: int, cells: int = 6) -> Floats:
     """Standard normal numbers on a coarse grid, bilinearly enlarged to (size, size)."""
     position = np.linspace(0, cells, size)
     weights = np.maximum(1 - np.abs(position[:, None] - np.arange(cells + 1)), 0)
-    return weights @ rng.standard_normal((cells + 1, cells + 1)) @ weights.T
+    enlarged: Floats = weights @ rng.standard_normal((cells + 1, cells + 1)) @ weights.T
+    return enlarged

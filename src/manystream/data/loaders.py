@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch.utils.data import DataLoader
@@ -15,16 +15,23 @@ from manystream.data.folder import FolderSource, discover_streams
 from manystream.data.preprocessing import Preprocessing
 from manystream.data.sampler import StreamBatchSampler
 from manystream.data.scenes import SceneSource
+from manystream.data.selection import SelectedStreams
 from manystream.data.source import Source, StreamSpec
 from manystream.data.statistics import StreamStatistics
-from manystream.data.survey import Survey, presence_summary, survey, survey_folder
+from manystream.data.survey import UnreadableFile, presence_summary, survey, survey_folder
 from manystream.data.transforms import EvalTransform, TrainTransform
+from manystream.data.unlabelled import UnlabelledFolder
 from manystream.streams import StreamBatch
 
 Report = Callable[[str], None]
 """Takes a line that the user should see."""
 
+OnError = Literal["raise", "skip"]
+
 _SCENES_SURVEYED = 256
+_FILES_SHOWN = 5
+
+Folder = TypeVar("Folder", FolderSource, UnlabelledFolder)
 
 
 @dataclass
@@ -39,7 +46,8 @@ class DataOptions:
     """Folder laid out as root/<split>/<stream>/<class>/<id>.<ext>; without one, rendered RGB-D
     scenes are used."""
     streams: list[str] | None = None
-    """Streams to use, in order, for example [rgb,depth]; all of the training split by default."""
+    """Streams to use, in order, for example [rgb,depth]; all that the training split has by
+    default."""
     train_split: str = "train"
     """Split to train on."""
     val_split: str = "val"
@@ -50,7 +58,7 @@ class DataOptions:
     """Samples per batch."""
     num_workers: int = 2
     """Processes that read images; 0 reads in the main process."""
-    on_error: Literal["raise", "skip"] = "raise"
+    on_error: OnError = "raise"
     """What an unreadable image does: stop before training, or count as absent and be reported."""
     num_scenes: int = 2400
     """Rendered training scenes, if there is no root; validation has a quarter as many."""
@@ -63,17 +71,9 @@ class DataOptions:
                 raise ValueError(f"--data.{name} is {getattr(self, name)}; expected at least 1")
         if self.num_workers < 0:
             raise ValueError(f"--data.num_workers is {self.num_workers}; expected 0 or more")
-        if self.streams is not None:
-            self._check_streams(self.streams)
-
-    def _check_streams(self, streams: list[str]) -> None:
-        if self.root is None:
-            raise ValueError(
-                f"--data.streams is {streams}, but rendered scenes always have rgb and depth; "
-                "leave it out, or name a folder with --data.root"
-            )
-        if not streams or len(set(streams)) < len(streams):
-            raise ValueError(f"--data.streams is {streams}; expected one or more, each once")
+        names = self.streams
+        if names is not None and (not names or len(set(names)) < len(names)):
+            raise ValueError(f"--data.streams is {names}; expected one or more, each once")
 
 
 @dataclass(frozen=True)
@@ -150,9 +150,27 @@ def open_split(
         streams = discover_streams(options.root, split, options.streams)
     folder = FolderSource(options.root, split, streams, classes)
     found = survey_folder(folder)
-    readable = _without_unreadable(folder, found, options.on_error, report)
+    readable = _readable(folder, found.unreadable, options.on_error, report, "--data.on-error")
     _report_absences(readable, split, report)
     return readable, found.statistics
+
+
+def open_unlabelled(
+    folder: Path, streams: Sequence[StreamSpec], on_error: OnError, report: Report = print
+) -> UnlabelledFolder:
+    """Open images without classes, and look at every one of them once.
+
+    Args:
+        folder: laid out as ``<stream>/<id>.<ext>``.
+        streams: the model's streams.
+        on_error: what an unreadable image does, as in :class:`DataOptions`.
+        report: takes lines about unreadable images.
+
+    Raises:
+        ValueError: if there is no image, or one is unreadable and ``on_error`` is ``"raise"``.
+    """
+    source = UnlabelledFolder(folder, streams)
+    return _readable(source, survey(source).unreadable, on_error, report, "--on-error")
 
 
 def make_loader(
@@ -181,27 +199,34 @@ def _open_scenes(
     split: str,
     streams: Sequence[StreamSpec] | None,
     classes: Sequence[str] | None,
-) -> tuple[SceneSource, tuple[StreamStatistics, ...]]:
-    if streams not in (None, SceneSource.streams) or classes not in (None, SceneSource.classes):
+) -> tuple[Source, tuple[StreamStatistics, ...]]:
+    fits = set(streams or ()) <= set(SceneSource.streams)
+    if not fits or (classes is not None and tuple(classes) != SceneSource.classes):
         raise ValueError(
             "the model was not trained on rendered scenes; name its images with --data.root"
         )
     number = options.num_scenes if split == "train" else max(options.num_scenes // 4, 12)
-    scenes = SceneSource(number, options.image_size, split=split)
+    scenes: Source = SceneSource(number, options.image_size, split=split)
+    names = options.streams if streams is None else [spec.name for spec in streams]
+    if names is not None:
+        scenes = SelectedStreams(scenes, names)
     return scenes, survey(scenes, limit=min(_SCENES_SURVEYED, number)).statistics
 
 
-def _without_unreadable(
-    folder: FolderSource, found: Survey, on_error: str, report: Report
-) -> FolderSource:
-    if not found.unreadable:
+def _readable(
+    folder: Folder, unreadable: Sequence[UnreadableFile], on_error: str, report: Report, option: str
+) -> Folder:
+    if not unreadable:
         return folder
-    message = f"split {folder.split!r}: {describe_unreadable(found)}"
+    shown: list[str] = [f"{file.path}: {file.reason}" for file in unreadable[:_FILES_SHOWN]]
+    if len(unreadable) > _FILES_SHOWN:
+        shown.append(f"… and {len(unreadable) - _FILES_SHOWN} more")
+    message = "\n  ".join([f"unreadable images: {len(unreadable)}", *shown])
     if on_error == "raise":
         raise ValueError(
-            f"{message}\nmend or remove them, or count them as absent with --data.on-error skip"
+            f"{message}\nmend or remove them, or count them as absent with {option} skip"
         )
-    readable = folder.without(found.unreadable_paths)
+    readable = folder.without({file.path for file in unreadable})
     dropped = len(folder.ids) - len(readable.ids)
     report(f"{message}\ncounted as absent; {dropped} samples had nothing else and are left out")
     return readable

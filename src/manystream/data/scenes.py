@@ -170,8 +170,12 @@ class SceneSource:
     - Depth cannot show the pattern, which is paint: at most 1/3 of the samples, exactly.
     - Colour cannot show the relief: a bowl lit from the left has the shading of a dome lit from
       the right, and the wall's lamp is anywhere. At most 1/2, and a little more than that by
-      what perspective betrays; a small CNN reaches about 0.55.
-    - Both together tell all classes apart; a small CNN on 3000 samples of 64×64 exceeds 0.9.
+      what perspective betrays.
+    - Both together tell all classes apart.
+
+    A four-layer CNN, 10 epochs on 3000 samples of 64×64, was right on 0.33 of new samples by
+    depth, 0.53 by colour and 0.98 by both. Holes were set to the mean depth: left at 0, they
+    outweigh the relief.
 
     Sample i depends on ``(seed, split, i)`` alone, whichever is read first. Classes are balanced
     to within one sample. Colour is RGB, uint8 (H, W, 3); depth is the distance along the optical

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,7 @@ class UnlabelledFolder:
         streams: the model's streams, in its order.
 
     Attributes:
-        streams: as given.
+        folder, streams: as given.
         classes: none.
         ids: stem of each sample's files, sorted.
         targets: zeros, shape (N,), int64.
@@ -35,15 +37,39 @@ class UnlabelledFolder:
 
     def __init__(self, folder: str | Path, streams: Sequence[StreamSpec]) -> None:
         self.streams = tuple(streams)
-        self._files = [image_files_by_id(Path(folder) / spec.name) for spec in self.streams]
-        self.ids = sorted(set().union(*self._files))
+        self.folder = Path(folder)
+        self._fill([image_files_by_id(self.folder / spec.name) for spec in self.streams])
+
+    def path(self, index: int, stream: int) -> Path:
+        """File of one image, never asked of an absent one."""
+        return self._files[stream][self.ids[index]]
+
+    def without(self, unreadable: AbstractSet[Path]) -> UnlabelledFolder:
+        """Copy in which these files are absent; samples left with no stream are dropped.
+
+        Args:
+            unreadable: paths as :meth:`path` gives them.
+
+        Raises:
+            ValueError: if no sample is left.
+        """
+        remaining = copy.copy(self)
+        remaining._fill(
+            [{i: p for i, p in files.items() if p not in unreadable} for files in self._files]
+        )
+        return remaining
+
+    def _fill(self, files: list[dict[str, Path]]) -> None:
+        self._files = files
+        self.ids = sorted(set().union(*files))
         if not self.ids:
             names = ", ".join(spec.name for spec in self.streams)
             raise ValueError(
-                f"no image of the streams {names} under {folder}; expected <stream>/<id>.<ext>"
+                f"no readable image of the streams {names} under {self.folder}; "
+                "expected <stream>/<id>.<ext>"
             )
         self.targets = torch.zeros(len(self.ids), dtype=torch.int64)
-        self.present = torch.tensor([[i in files for files in self._files] for i in self.ids])
+        self.present = torch.tensor([[i in of_stream for of_stream in files] for i in self.ids])
 
     def read(self, index: int, stream: int) -> np.ndarray:
         """Read one raw image, shape (H, W, C).
@@ -51,4 +77,4 @@ class UnlabelledFolder:
         Raises:
             UnreadableImageError: if the file is damaged.
         """
-        return read_image(self._files[stream][self.ids[index]])
+        return read_image(self.path(index, stream))

@@ -1,5 +1,13 @@
 """Pure tensor operations with their own backward; they know nothing of presence, only rows."""
 
 from manystream.functional.integrate import linear_integrate, scalar_integrate
+from manystream.functional.norm_act import After, Pool, batch_norm_act, group_norm_act
 
-__all__ = ["linear_integrate", "scalar_integrate"]
+__all__ = [
+    "After",
+    "Pool",
+    "batch_norm_act",
+    "group_norm_act",
+    "linear_integrate",
+    "scalar_integrate",
+]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from manystream.functional import remat
 
 
 def linear_integrate(
@@ -20,6 +23,8 @@ def linear_integrate(
     integrated_weight: Tensor | None = None,
     bias: Tensor | None = None,
     stride: int = 1,
+    *,
+    rebuild: bool = False,
 ) -> Tensor:
     r"""Mix every stream by a 1×1 convolution and add it at its samples.
 
@@ -38,6 +43,8 @@ def linear_integrate(
         integrated_weight: 1×1 kernel W_z, shape (C', C_z, 1, 1).
         bias: b_z, shape (C',).
         stride: stride of W_z, the one of the streams' convolution.
+        rebuild: whether the output may be rebuilt from its inputs instead of kept, see
+            :mod:`manystream.functional.remat`.
 
     Returns:
         Shape (B, C', H, W), channels-last.
@@ -54,9 +61,8 @@ def linear_integrate(
         >>> linear_integrate(raw, kernels, [slice(0, 2), slice(1, 2)], 2).flatten()
         tensor([2., 5.])
     """
-    channels = weights[0].shape[0]
-    out = _previous(integrated, integrated_weight, bias, stride, (num_samples, channels), raw[0])
-    return _add_in_place(_AddMixed, out, rows, raw, weights)
+    previous = _Previous(integrated_weight, bias, stride, num_samples, weights[0].shape[0])
+    return _integrate(_AddMixed, previous, integrated, rows, raw, weights, rebuild)
 
 
 def scalar_integrate(
@@ -69,6 +75,8 @@ def scalar_integrate(
     integrated_scalar: Tensor | None = None,
     bias: Tensor | None = None,
     stride: int = 1,
+    *,
+    rebuild: bool = False,
 ) -> Tensor:
     r"""Scale every stream by one learned number and add it at its samples.
 
@@ -88,6 +96,8 @@ def scalar_integrate(
         integrated_scalar: γ, one element.
         bias: b_z, shape (C,).
         stride: stride of W_z, the one of the streams' convolution.
+        rebuild: whether the output may be rebuilt from its inputs instead of kept, see
+            :mod:`manystream.functional.remat`.
 
     Returns:
         Shape (B, C, H, W), channels-last.
@@ -106,47 +116,76 @@ def scalar_integrate(
     """
     if integrated_weight is not None and integrated_scalar is not None:
         integrated_weight = integrated_weight * integrated_scalar
-    shape = (num_samples, raw[0].shape[1])
-    out = _previous(integrated, integrated_weight, bias, stride, shape, raw[0])
-    return _add_in_place(_AddScaled, out, rows, raw, scalars)
+    previous = _Previous(integrated_weight, bias, stride, num_samples, raw[0].shape[1])
+    return _integrate(_AddScaled, previous, integrated, rows, raw, scalars, rebuild)
 
 
-def _add_in_place(
-    operation: type[torch.autograd.Function],
-    out: Tensor,
+@dataclass(frozen=True)
+class _Previous:
+    """The integrated input's share of the output, which the streams are then added to."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+    stride: int
+    num_samples: int
+    channels: int
+
+    def __call__(self, integrated: Tensor | None, raw: Tensor) -> Tensor:
+        if integrated is None or self.weight is None:
+            return self._start(raw)
+        out = F.conv2d(integrated, self.weight, self.bias, self.stride)
+        return out.contiguous(memory_format=torch.channels_last)
+
+    def _start(self, raw: Tensor) -> Tensor:
+        """Without an integrated input, the output starts from the bias, or from zero."""
+        shape = (self.num_samples, self.channels, *raw.shape[2:])
+        out = torch.empty(
+            shape, dtype=_dtype(raw), device=raw.device, memory_format=torch.channels_last
+        )
+        return out.zero_() if self.bias is None else out.copy_(self.bias.view(-1, 1, 1))
+
+    def detached(self, dtype: torch.dtype) -> _Previous:
+        """The same on plain tensors of that dtype, to run without gradients and autocast."""
+        weight, bias = (
+            None if t is None else t.detach().to(dtype) for t in (self.weight, self.bias)
+        )
+        return replace(self, weight=weight, bias=bias)
+
+
+def _dtype(x: Tensor) -> torch.dtype:
+    """What a convolution of x would compute in."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return x.dtype
+
+
+def _integrate(
+    operation: type[_AddMixed] | type[_AddScaled],
+    previous: _Previous,
+    integrated: Tensor | None,
     rows: Sequence[slice | Tensor],
     raw: Sequence[Tensor],
     parameters: Sequence[Tensor],
+    rebuild: bool,
 ) -> Tensor:
-    operands = [t.to(out.dtype) for t in (*raw, *parameters)]
-    with torch.autocast(out.device.type, enabled=False):
-        added: Tensor = operation.apply(out, tuple(rows), *operands)
-    return added
+    rows = tuple(rows)
+    start = previous(integrated, raw[0])
+    cast_raw, cast = ([t.to(start.dtype) for t in ts] for ts in (raw, parameters))
+    with torch.autocast(start.device.type, enabled=False):
+        out: Tensor = operation.apply(start, rows, *cast_raw, *cast)
+    if rebuild:
+        plain, fixed = previous.detached(out.dtype), [t.detach() for t in cast]
 
+        def compute(*sources: Tensor) -> Tensor:
+            first = None if integrated_is_none else sources[-1].to(out_dtype)
+            again = plain(first, sources[0])
+            operation.add(again, rows, sources[: len(rows)], fixed)
+            return again
 
-def _previous(
-    integrated: Tensor | None,
-    integrated_weight: Tensor | None,
-    bias: Tensor | None,
-    stride: int,
-    shape: tuple[int, int],
-    raw: Tensor,
-) -> Tensor:
-    """The integrated input's share, which the streams are then added to."""
-    if integrated is None or integrated_weight is None:
-        return _start(raw, *shape, bias)
-    out = F.conv2d(integrated, integrated_weight, bias, stride)
-    return out.contiguous(memory_format=torch.channels_last)
-
-
-def _start(raw: Tensor, num_samples: int, channels: int, bias: Tensor | None) -> Tensor:
-    """Without an integrated input, the output starts from the bias, or from zero."""
-    device = raw.device
-    autocast = torch.is_autocast_enabled(device.type) and raw.dtype != torch.float64
-    dtype = torch.get_autocast_dtype(device.type) if autocast else raw.dtype
-    shape = (num_samples, channels, *raw.shape[2:])
-    out = torch.empty(shape, dtype=dtype, device=device, memory_format=torch.channels_last)
-    return out.zero_() if bias is None else out.copy_(bias.view(-1, 1, 1))
+        integrated_is_none, out_dtype = integrated is None, out.dtype
+        remat.register(out, compute, *cast_raw, *([] if integrated is None else [integrated]))
+    return out
 
 
 class _AddMixed(torch.autograd.Function):
@@ -159,11 +198,19 @@ class _AddMixed(torch.autograd.Function):
         ctx.rows = rows
         ctx.save_for_backward(*tensors)
         ctx.mark_dirty(out)
-        raw, weights = tensors[: len(rows)], tensors[len(rows) :]
+        _AddMixed.add(out, rows, tensors[: len(rows)], tensors[len(rows) :])
+        return out
+
+    @staticmethod
+    def add(
+        out: Tensor,
+        rows: tuple[slice | Tensor, ...],
+        raw: Sequence[Tensor],
+        weights: Sequence[Tensor],
+    ) -> None:
         for place, x, weight in zip(rows, raw, weights, strict=True):
             if len(x):
                 _accumulate(out, place, x, weight.flatten(1))
-        return out
 
     @staticmethod
     @once_differentiable
@@ -192,13 +239,21 @@ class _AddScaled(torch.autograd.Function):
         ctx.rows = rows
         ctx.save_for_backward(*tensors)
         ctx.mark_dirty(out)
-        raw, scalars = tensors[: len(rows)], tensors[len(rows) :]
+        _AddScaled.add(out, rows, tensors[: len(rows)], tensors[len(rows) :])
+        return out
+
+    @staticmethod
+    def add(
+        out: Tensor,
+        rows: tuple[slice | Tensor, ...],
+        raw: Sequence[Tensor],
+        scalars: Sequence[Tensor],
+    ) -> None:
         for place, x, scalar in zip(rows, raw, scalars, strict=True):
             if isinstance(place, slice):
                 out[place].addcmul_(x, scalar.view(()))
             else:
                 out.index_add_(0, place, x * scalar)
-        return out
 
     @staticmethod
     @once_differentiable

@@ -4,7 +4,6 @@ from manystream.layers.blocks import BasicBlock, Bottleneck
 from manystream.layers.conv import StreamConv2d
 from manystream.layers.integration import IntegrationRule, LinearIntegration, ScalarIntegration
 from manystream.layers.norm_act import NormLayer, StreamNormAct2d
-from manystream.layers.pool import StreamMaxPool2d
 
 __all__ = [
     "BasicBlock",
@@ -14,6 +13,5 @@ __all__ = [
     "NormLayer",
     "ScalarIntegration",
     "StreamConv2d",
-    "StreamMaxPool2d",
     "StreamNormAct2d",
 ]

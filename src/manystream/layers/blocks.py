@@ -53,6 +53,11 @@ class BasicBlock(nn.Module):
         self.bn2 = norm(width, integrated_only=last)
         self.downsample = _shortcut(conv, norm, in_channels, width, stride, last)
 
+    @property
+    def output_norm(self) -> StreamNormAct2d:
+        """The norm whose output is the block's."""
+        return self.bn2
+
     def forward(self, batch: StreamBatch) -> StreamBatch:
         """Shapes (·, C_in, H, W) to (·, width, H', W') on every pathway."""
         out = self.bn1(self.conv1(batch))
@@ -91,6 +96,11 @@ class Bottleneck(nn.Module):
         self.conv3 = conv(width, out_channels, 1)
         self.bn3 = norm(out_channels, integrated_only=last)
         self.downsample = _shortcut(conv, norm, in_channels, out_channels, stride, last)
+
+    @property
+    def output_norm(self) -> StreamNormAct2d:
+        """The norm whose output is the block's."""
+        return self.bn3
 
     def forward(self, batch: StreamBatch) -> StreamBatch:
         """Shapes (·, C_in, H, W) to (·, 4·width, H', W') on every pathway."""

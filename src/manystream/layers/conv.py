@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from manystream.functional import remat
 from manystream.layers.integration import IntegrationRule, LinearIntegration
 from manystream.streams import StreamBatch
 
@@ -28,6 +29,10 @@ class StreamConv2d(nn.Module):
         integrated_channels: channels of the integrated input; None in the first layer.
         integration: the rule that mixes raw outputs; without one, streams stay by themselves.
         bias: whether the streams and the integrated output have a bias.
+
+    Attributes:
+        rebuild_integrated: whether the backward pass rebuilds the integrated output.
+        rebuild_streams: whether it rebuilds the streams' raw outputs.
 
     Example:
         >>> import torch
@@ -56,6 +61,8 @@ class StreamConv2d(nn.Module):
         self.streams = nn.ModuleList(
             nn.Conv2d(c, out_channels, kernel_size, stride, padding, bias=bias) for c in in_channels
         )
+        self.rebuild_integrated = False
+        self.rebuild_streams = False
         self.integration = (
             None
             if integration is None
@@ -64,17 +71,25 @@ class StreamConv2d(nn.Module):
 
     def forward(self, batch: StreamBatch) -> StreamBatch:
         """Shapes (B_m, C_m, H, W) and (B, C_z, H, W) to (B_m, C, H', W') and (B, C, H', W')."""
-        raw = [_raw(conv, x) for conv, x in zip(self.streams, batch.streams, strict=True)]
-        integrated = None if self.integration is None else self.integration(raw, batch)
+        raw = [self._raw(conv, x) for conv, x in zip(self.streams, batch.streams, strict=True)]
+        integrated = None
+        if self.integration is not None:
+            integrated = self.integration(raw, batch, rebuild=self.rebuild_integrated)
         streams = tuple(_biased(conv, y) for conv, y in zip(self.streams, raw, strict=True))
         return replace(batch, streams=streams, integrated=integrated)
 
-
-def _raw(conv: nn.Module, x: Tensor) -> Tensor:
-    if not isinstance(conv, nn.Conv2d) or conv.bias is None:
-        y: Tensor = conv(x)
+    def _raw(self, conv: nn.Module, x: Tensor) -> Tensor:
+        assert isinstance(conv, nn.Conv2d)
+        if conv.bias is None:
+            y: Tensor = conv(x)
+        else:
+            y = F.conv2d(x, conv.weight, None, conv.stride, conv.padding)
+        if self.rebuild_streams:
+            weight = conv.weight.detach().to(y.dtype)
+            stride, padding = conv.stride, conv.padding
+            remat.register(y, lambda x: F.conv2d(x.to(y_dtype), weight, None, stride, padding), x)
+            y_dtype = y.dtype
         return y
-    return F.conv2d(x, conv.weight, None, conv.stride, conv.padding)
 
 
 def _biased(conv: nn.Module, raw: Tensor) -> Tensor:

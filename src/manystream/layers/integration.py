@@ -116,7 +116,7 @@ class LinearIntegration(_Integration):
         """One stream's contribution by itself, shape (B_m, C, H, W)."""
         return F.conv2d(raw, self.stream_weights[stream])
 
-    def forward(self, raw: Sequence[Tensor], batch: StreamBatch) -> Tensor:
+    def forward(self, raw: Sequence[Tensor], batch: StreamBatch, rebuild: bool = False) -> Tensor:
         """Mix raw outputs, shape (B_m, C, H, W), into the next integrated map, (B, C, H, W)."""
         return linear_integrate(
             raw,
@@ -127,6 +127,7 @@ class LinearIntegration(_Integration):
             self.integrated_weight,
             self.bias,
             self.stride,
+            rebuild=rebuild,
         )
 
 
@@ -168,7 +169,7 @@ class ScalarIntegration(_Integration):
         """One stream's contribution by itself, shape (B_m, C, H, W)."""
         return torch.mul(raw, self.stream_scalars[stream])
 
-    def forward(self, raw: Sequence[Tensor], batch: StreamBatch) -> Tensor:
+    def forward(self, raw: Sequence[Tensor], batch: StreamBatch, rebuild: bool = False) -> Tensor:
         """Mix raw outputs, shape (B_m, C, H, W), into the next integrated map, (B, C, H, W)."""
         return scalar_integrate(
             raw,
@@ -180,4 +181,5 @@ class ScalarIntegration(_Integration):
             self.integrated_scalar,
             self.bias,
             self.stride,
+            rebuild=rebuild,
         )

@@ -1,4 +1,4 @@
-"""Norm, residual and activation of every stream and of the integrated pathway."""
+"""Norm, residual, activation and pooling of every stream and of the integrated pathway."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from manystream.functional import After, Pool, batch_norm_act, group_norm_act
 from manystream.streams import StreamBatch
 
 NormLayer = Callable[[int], nn.Module]
@@ -16,7 +17,7 @@ NormLayer = Callable[[int], nn.Module]
 
 
 class StreamNormAct2d(nn.Module):
-    r"""``relu(norm(x) + identity)`` on each stream's present rows and on the integrated pathway.
+    r"""``pool(relu(norm(x) + identity))`` of each stream's present rows and the integrated pathway.
 
     A stream's norm is a stock batch norm on a smaller batch, so its statistics count present
     samples only. Where it would see one value per channel or none, it normalises with its running
@@ -27,9 +28,13 @@ class StreamNormAct2d(nn.Module):
         num_streams: number of streams M.
         integrated_norm: norm of the integrated pathway, if there is one.
         activation: whether ReLU follows.
+        pool: max-pool that follows, if any.
         integrated_only: the streams end here, as in the last block: their running statistics
             still move, their parameters are frozen since nothing depends on them, and only the
             integrated pathway is returned.
+
+    Attributes:
+        rebuild: whether the backward pass rebuilds the outputs instead of keeping them.
     """
 
     def __init__(
@@ -39,18 +44,20 @@ class StreamNormAct2d(nn.Module):
         integrated_norm: NormLayer | None = nn.BatchNorm2d,
         *,
         activation: bool = True,
+        pool: Pool | None = None,
         integrated_only: bool = False,
     ) -> None:
         super().__init__()
         self.streams = nn.ModuleList(nn.BatchNorm2d(num_features) for _ in range(num_streams))
         self.integrated = None if integrated_norm is None else integrated_norm(num_features)
-        self.activation = activation
+        self.after = After(activation, pool)
         self.integrated_only = integrated_only
+        self.rebuild = False
         if integrated_only:
             self.streams.requires_grad_(False)
 
     def forward(self, batch: StreamBatch, identity: StreamBatch | None = None) -> StreamBatch:
-        """Shapes stay; ``identity`` has the shapes of ``batch``."""
+        """Shapes stay, up to the pool; ``identity`` has the shapes of ``batch``."""
         if self.integrated_only:
             self._move_statistics(batch)
             streams: tuple[Tensor, ...] = ()
@@ -64,23 +71,56 @@ class StreamNormAct2d(nn.Module):
         return replace(batch, streams=streams, integrated=integrated)
 
     def _norm_act(self, norm: nn.Module, x: Tensor, residual: Tensor | None) -> Tensor:
-        y = _normalise(norm, x)
-        if residual is not None:
-            y.add_(residual)
-        return F.relu_(y) if self.activation else y
+        if type(norm) is nn.BatchNorm2d:
+            return self._batch_norm_act(norm, x, residual)
+        if isinstance(norm, nn.GroupNorm):
+            return group_norm_act(
+                x,
+                norm.num_groups,
+                norm.weight,
+                norm.bias,
+                residual=residual,
+                after=self.after,
+                eps=norm.eps,
+                rebuild=self.rebuild,
+            )
+        # Another norm, SyncBatchNorm for one, is called as it is.
+        y = norm(x) if residual is None else norm(x) + residual
+        y = F.relu_(y) if self.after.relu else y
+        return y if self.after.pool is None else F.max_pool2d(y, *self.after.pool)
+
+    def _batch_norm_act(
+        self, norm: nn.BatchNorm2d, x: Tensor, residual: Tensor | None = None
+    ) -> Tensor:
+        training = norm.training and _has_statistics(x)
+        mean, var, counter = norm.running_mean, norm.running_var, norm.num_batches_tracked
+        assert mean is not None
+        assert var is not None
+        assert counter is not None
+        assert norm.momentum is not None
+        if training:
+            counter.add_(1)
+        return batch_norm_act(
+            x,
+            mean,
+            var,
+            norm.weight,
+            norm.bias,
+            residual=residual,
+            after=self.after,
+            training=training,
+            momentum=norm.momentum,
+            eps=norm.eps,
+            rebuild=self.rebuild,
+        )
 
     @torch.no_grad()
     def _move_statistics(self, batch: StreamBatch) -> None:
-        if self.training:
-            for norm, x in zip(self.streams, batch.streams, strict=True):
-                _normalise(norm, x)
+        for norm, x in zip(self.streams, batch.streams, strict=True):
+            if norm.training and (type(norm) is not nn.BatchNorm2d or _has_statistics(x)):
+                norm(x)
 
 
-def _normalise(norm: nn.Module, x: Tensor) -> Tensor:
-    """Apply a norm, with running statistics where the batch gives it none."""
-    too_few = x.shape[0] * x.shape[2] * x.shape[3] < 2
-    if type(norm) is nn.BatchNorm2d and norm.training and too_few:
-        mean, var = norm.running_mean, norm.running_var
-        return F.batch_norm(x, mean, var, norm.weight, norm.bias, training=False, eps=norm.eps)
-    y: Tensor = norm(x)
-    return y
+def _has_statistics(x: Tensor) -> bool:
+    """Whether there is more than one value per channel."""
+    return x.shape[0] * x.shape[2] * x.shape[3] > 1

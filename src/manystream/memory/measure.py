@@ -60,10 +60,11 @@ def peak_bytes(function: Callable[[], object], device: torch.device | str = "cpu
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
+        before: int = torch.cuda.memory_allocated(device)
         function()
         torch.cuda.synchronize(device)
-        return int(torch.cuda.max_memory_allocated(device)) - before
+        peak: int = torch.cuda.max_memory_allocated(device)
+        return peak - before
     with _StorageCounter() as counter:
         function()
     return counter.peak

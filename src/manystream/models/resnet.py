@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from manystream.functional import Pool, remat
 from manystream.layers import (
     BasicBlock,
     Bottleneck,
     StreamConv2d,
-    StreamMaxPool2d,
     StreamNormAct2d,
 )
 from manystream.models.families import family as look_up_family
+from manystream.models.memory_modes import MemoryMode, apply_memory_mode, check_memory_mode
 from manystream.models.network import StreamNetwork
 from manystream.presence import Presence
 from manystream.streams import Inputs, StreamBatch
@@ -39,6 +41,8 @@ class StreamResNet(StreamNetwork):
         in_channels: channels of each stream, by name or in order.
         num_classes: number of classes.
         dropout: probability of dropping a feature before the head.
+        memory: what a training step keeps, ``"fast"``, ``"balanced"``, ``"lean"`` or ``"min"``, see
+            :mod:`manystream.models.memory_modes`; :attr:`memory` changes it later.
 
     Raises:
         ValueError: if an argument is outside of what is named here.
@@ -63,6 +67,7 @@ class StreamResNet(StreamNetwork):
         in_channels: Mapping[str, int] | Sequence[int] = (3, 1),
         num_classes: int,
         dropout: float = 0.0,
+        memory: MemoryMode = "fast",
     ) -> None:
         super().__init__(in_channels, num_classes)
         _check_layout(block, layers, widths, dropout)
@@ -81,8 +86,8 @@ class StreamResNet(StreamNetwork):
             integrated_norm=rule.integrated_norm,
         )
         self.conv1 = StreamConv2d(stream_channels, widths[0], 7, 2, 3, integration=rule.integration)
-        self.bn1 = StreamNormAct2d(widths[0], num_streams, rule.integrated_norm)
-        self.maxpool = StreamMaxPool2d(kernel_size=3, stride=2, padding=1)
+        pool = Pool(kernel_size=3, stride=2, padding=1)
+        self.bn1 = StreamNormAct2d(widths[0], num_streams, rule.integrated_norm, pool=pool)
         channels, stages = widths[0], []
         for stage, (depth, width) in enumerate(zip(layers, widths, strict=True), start=1):
             blocks = []
@@ -97,11 +102,24 @@ class StreamResNet(StreamNetwork):
         features = channels if rule.integration is not None else channels * num_streams
         self.fc = nn.Linear(features, num_classes)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.memory = memory
+
+    @property
+    def memory(self) -> MemoryMode:
+        """What a training step keeps; gradients are the same in every mode."""
+        return self._memory
+
+    @memory.setter
+    def memory(self, mode: MemoryMode) -> None:
+        check_memory_mode(mode)
+        self._memory = mode
+        apply_memory_mode(self, mode)
 
     def forward_batch(self, batch: StreamBatch) -> Tensor:
         """Logits of a compact batch in its sorted order, shape (B, num_classes)."""
-        for stage in self._stages(batch):
-            batch = stage  # what came before is let go
+        with nullcontext() if self.memory == "fast" else remat.recording():
+            for stage in self._stages(batch):
+                batch = stage  # what came before is let go
         logits: Tensor = self.fc(self.dropout(_fused(batch).mean(dim=(2, 3))))
         return logits
 
@@ -126,7 +144,7 @@ class StreamResNet(StreamNetwork):
     def _stages(self, batch: StreamBatch) -> Iterator[StreamBatch]:
         if self.joins_inputs:
             batch = StreamBatch((batch.joined(),), Presence.all_present(len(batch), 1))
-        batch = self.maxpool(self.bn1(self.conv1(batch)))
+        batch = self.bn1(self.conv1(batch))
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             batch = stage(batch)
             yield batch

@@ -11,7 +11,7 @@ import torch
 from manystream.data.sampler import select_before_reading
 from manystream.models import StreamNetwork
 from manystream.training.module import ClassifierModule
-from manystream.training.trainer import trainer_session
+from manystream.training.trainer import as_loader, trainer_session
 
 
 def evaluate(
@@ -96,7 +96,7 @@ def _measure(
     module = ClassifierModule(network, select=select)
     session = trainer_session(progress=progress, accelerator=accelerator)
     with session as trainer, select_before_reading(loader, select):
-        trainer.validate(module, loader, verbose=False)
+        trainer.validate(module, as_loader(loader), verbose=False)
     metrics = trainer.callback_metrics
     if not metrics.get("val_num_samples"):
         return {}

@@ -15,7 +15,7 @@ from manystream.models import StreamNetwork
 from manystream.training.history import History, HistoryRecorder
 from manystream.training.module import ClassifierModule
 from manystream.training.options import FitOptions
-from manystream.training.trainer import trainer_session
+from manystream.training.trainer import as_loader, trainer_session
 
 
 def fit(
@@ -41,8 +41,8 @@ def fit(
         Loss, accuracy, mean class accuracy and dropout probability of every epoch.
 
     Raises:
-        ValueError: if a batch does not fit the network, or modality dropout is asked of a network
-            with one stream.
+        ValueError: if a batch does not fit the network, there is none, or modality dropout is
+            asked of a network with one stream.
         KeyboardInterrupt: on Ctrl-C, after what was logged has been written.
     """
     options = options or FitOptions()
@@ -51,6 +51,8 @@ def fit(
     sampler = own_sampler(train_loader)
     if sampler is not None:
         sampler.epoch = 0
+    if not network.training:  # Lightning would train it as it is
+        network.train()
     recorder = HistoryRecorder(out_dir and out_dir / "history.json")
     module = ClassifierModule(network, options, dropout=dropout)
     session = trainer_session(
@@ -65,7 +67,9 @@ def fit(
     )
     select = None if dropout is None else dropout.draw
     with session as trainer, select_before_reading(train_loader, select):
-        trainer.fit(module, train_loader, val_loader)
+        trainer.fit(module, as_loader(train_loader), as_loader(val_loader))
+    if not recorder.history:
+        raise ValueError("train_loader has no batch; expected at least one")
     return recorder.history
 
 

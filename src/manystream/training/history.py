@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import math
 from pathlib import Path
 
 import lightning.pytorch as pl
 from torch import Tensor
+
+from manystream.training.strict_json import strict_json
 
 
 class History(dict[str, list[float]]):
     """One list per quantity, one entry per epoch.
 
     Keys: ``train_loss``, ``train_accuracy``, ``train_mean_class_accuracy``, the same with ``val_``
-    where there is a validation loader, ``dropout_probability`` and ``learning_rate``.
+    and ``val_num_samples`` where there is a validation loader, ``dropout_probability`` and
+    ``learning_rate``.
     """
 
     def append(self, values: dict[str, float]) -> None:
@@ -29,9 +30,8 @@ class History(dict[str, list[float]]):
 
     def save(self, path: Path) -> None:
         """Write strict JSON; a reader sees the old file or the new one, never half of one."""
-        finite = {k: [v if math.isfinite(v) else None for v in vs] for k, vs in self.items()}
         partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(finite, indent=1, allow_nan=False) + "\n")
+        partial.write_text(strict_json(self) + "\n")
         partial.replace(path)
 
 

@@ -71,9 +71,9 @@ class ClassifierModule(pl.LightningModule):
         return logits.float().softmax(dim=1)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with a warm-up and a cosine, stepped every batch."""
-        num_steps = int(self.trainer.estimated_stepping_batches)
-        return configure_optimizer(self.network, self.options, num_steps)
+        """AdamW with a warm-up and a cosine."""
+        num_steps = int(self.trainer.estimated_stepping_batches)  # -1: the loader has no length
+        return configure_optimizer(self.network, self.options, num_steps if num_steps > 0 else None)
 
     def on_train_start(self) -> None:
         """Begin at the epoch that the run is at."""

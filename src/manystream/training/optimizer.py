@@ -13,17 +13,17 @@ from manystream.training.options import FitOptions
 
 
 def configure_optimizer(
-    network: nn.Module, options: FitOptions, num_steps: int
+    network: nn.Module, options: FitOptions, num_steps: int | None
 ) -> OptimizerLRScheduler:
     """AdamW, without weight decay on norms, biases and scalars; warm-up, then a cosine to zero.
 
     Args:
         network: what is trained.
         options: learning rate, weight decay, warm-up and number of epochs.
-        num_steps: optimizer steps of the whole run.
+        num_steps: optimizer steps of the whole run; None if nobody knows.
 
     Returns:
-        In Lightning's form, stepped every batch.
+        In Lightning's form, stepped every batch, or every epoch if ``num_steps`` is None.
     """
     trained = [p for p in network.parameters() if p.requires_grad]
     groups = [
@@ -31,9 +31,11 @@ def configure_optimizer(
         {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
     ]
     optimizer = AdamW(groups, lr=options.learning_rate)
-    num_warmup = min(round(num_steps * options.warmup_epochs / options.epochs), num_steps)
-    schedule = LambdaLR(optimizer, lambda step: warmup_cosine(step, num_warmup, num_steps))
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+    length = options.epochs if num_steps is None else num_steps
+    num_warmup = min(round(length * options.warmup_epochs / options.epochs), length)
+    schedule = LambdaLR(optimizer, lambda step: warmup_cosine(step, num_warmup, length))
+    interval = "epoch" if num_steps is None else "step"
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": interval}}
 
 
 def warmup_cosine(step: int, num_warmup: int, num_steps: int) -> float:

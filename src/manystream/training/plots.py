@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from matplotlib.axes import Axes
@@ -54,6 +55,28 @@ def plot_subsets(runs: Sequence[Run]) -> Figure:
     axes.spines[["top", "right"]].set_visible(False)
     if len(runs) > 1:
         figure.legend(fontsize=9, frameon=False, loc="outside lower center", ncols=len(runs))
+    return figure
+
+
+def plot_layers(by_layer: Mapping[str, Mapping[str, float]], title: str) -> Figure:
+    """One line per stream over the layers of a network, on a logarithmic scale.
+
+    Args:
+        by_layer: by layer, one number per stream, as ``models.contributions`` gives them.
+        title: headline of the figure.
+    """
+    layers = list(by_layer)
+    names = list(dict.fromkeys(name for values in by_layer.values() for name in values))
+    figure = Figure(figsize=(max(6.0, 0.32 * len(layers) + 2), 4), layout="constrained")
+    axes = figure.subplots()
+    for name, color in zip(names, COLORS, strict=False):
+        values = [abs(by_layer[layer].get(name, math.nan)) for layer in layers]
+        axes.plot(range(len(layers)), values, "o-", color=color, label=name, markersize=4)
+    axes.set_xticks(range(len(layers)), layers, rotation=90, fontsize=8)
+    axes.set_yscale("log")
+    axes.set_title(title, fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
     return figure
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from manystream.data.sampler import select_before_reading
 from manystream.models import StreamNetwork
 from manystream.training.module import ClassifierModule
-from manystream.training.trainer import trainer_session
+from manystream.training.trainer import Batches, trainer_session
 
 
 def predict(
@@ -33,22 +33,11 @@ def predict(
         Shape (N, num_classes), float32, on the CPU.
 
     Raises:
-        ValueError: if a batch does not fit the network.
+        ValueError: if a batch does not fit the network, or there is none.
     """
     session = trainer_session(progress=progress, accelerator=accelerator)
     with session as trainer, select_before_reading(loader, None):
-        batches: list[Tensor] = trainer.predict(ClassifierModule(network), _Batches(loader))  # type: ignore[assignment]
+        batches: list[Tensor] = trainer.predict(ClassifierModule(network), Batches(loader))  # type: ignore[assignment]
+    if not batches:
+        raise ValueError("the loader has no batch; expected at least one")
     return torch.cat([probabilities.cpu() for probabilities in batches])
-
-
-class _Batches:
-    """A loader as a plain iterable: Lightning would rebuild a DataLoader's sampler to predict."""
-
-    def __init__(self, loader: Iterable[Any]) -> None:
-        self.loader = loader
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.loader)
-
-    def __len__(self) -> int:
-        return len(self.loader)  # type: ignore[arg-type]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -13,8 +12,10 @@ from typing import Any
 import jinja2
 from matplotlib.figure import Figure
 
+from manystream.training.cost import StepCost
 from manystream.training.history import History
 from manystream.training.plots import plot_curves, plot_subsets
+from manystream.training.strict_json import strict_json
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,14 @@ class Run:
         history: what happened in each epoch.
         subsets: measurements for every subset of streams, as ``evaluate_subsets`` gives them.
         config: what the run was told, plain values.
+        cost: what a training step of it costs, if measured.
     """
 
     name: str
     history: History
     subsets: Mapping[str, Mapping[str, float]]
     config: Mapping[str, Any]
+    cost: StepCost | None = None
 
 
 def write_report(runs: Sequence[Run], folder: Path, title: str) -> Path:
@@ -51,7 +54,7 @@ def write_report(runs: Sequence[Run], folder: Path, title: str) -> Path:
     for name, image in images.items():
         (folder / f"{name}.png").write_bytes(image)
     measured = {run.name: run.subsets for run in runs}
-    (folder / "subsets.json").write_text(json.dumps(measured, indent=1, allow_nan=False) + "\n")
+    (folder / "subsets.json").write_text(strict_json(measured) + "\n")
     page = folder / "report.html"
     encoded = {name: base64.b64encode(image).decode() for name, image in images.items()}
     page.write_text(_template().render(title=title, runs=runs, images=encoded), encoding="utf-8")

@@ -5,19 +5,44 @@ from __future__ import annotations
 import logging
 import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch.utils.data import DataLoader
 
 _IGNORED_WARNINGS = (
     ".*does not have many workers.*",  # the user's choice
+    ".*have no `val_dataloader`.*",  # the user's choice as well
+    ".*across ranks is zero.*",  # an empty loader is an error of ours
     ".*logging interval.*",  # a small data set has few steps per epoch
     ".*LeafSpec.*is deprecated.*",  # between Lightning and torch
     ".*Checkpoint directory .* exists and is not empty.*",  # the run's own folder
 )
+
+
+class Batches:
+    """A loader as a plain iterable, of which Lightning makes no more than that.
+
+    Lightning would take a list of batches for a list of loaders, and to predict it would rebuild a
+    DataLoader's sampler.
+    """
+
+    def __init__(self, loader: Iterable[Any]) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.loader)
+
+    def __len__(self) -> int:
+        return len(self.loader)  # type: ignore[arg-type]
+
+
+def as_loader(batches: Iterable[Any] | None) -> Iterable[Any] | None:
+    """A DataLoader as it is, anything else as :class:`Batches`."""
+    return batches if batches is None or isinstance(batches, DataLoader) else Batches(batches)
 
 
 @contextmanager
@@ -56,7 +81,7 @@ def _make_trainer(**arguments: Any) -> pl.Trainer:
     }
     try:
         return pl.Trainer(**settings)
-    except MisconfigurationException as error:
+    except (MisconfigurationException, ImportError) as error:
         raise ValueError(f"accelerator is {arguments['accelerator']!r}: {error}") from error
 
 

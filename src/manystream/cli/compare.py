@@ -1,0 +1,75 @@
+"""`manystream compare`: several families on the same data, with the same options."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from rich.table import Table
+from torch import Tensor
+
+from manystream.classifier import create_model
+from manystream.cli.options import CompareOptions
+from manystream.cli.output import console, fresh_path, plain, print_subsets, say
+from manystream.data.loaders import DataOptions, TrainingData, training_data
+from manystream.training import evaluate_subsets
+from manystream.training.cost import measure_step
+from manystream.training.report import Run, write_report
+
+
+def compare(options: CompareOptions) -> None:
+    """Train every family, then print and plot accuracy by subset, size, memory and time."""
+    out = fresh_path(options.out, "compare")
+    runs = []
+    for name, family, data in _contenders(options):
+        say(f"training {name}")
+        runs.append(_run(name, family, data, options, out / name.replace(" ", "-")))
+    print_subsets({run.name: run.subsets for run in runs})
+    _print_costs(runs)
+    say(f"report: {write_report(runs, out, 'manystream: families compared')}")
+
+
+def _contenders(options: CompareOptions) -> Iterator[tuple[str, str, TrainingData]]:
+    """Name, family and data of each run; a single-stream family has a run for every stream."""
+    data = _load(options.data, options)
+    for family in options.families:
+        if family != "single_stream":
+            yield family, family, data
+            continue
+        for stream in data.in_channels:
+            alone = replace(options.data, streams=[stream])
+            yield f"{stream} alone", family, _load(alone, options)
+
+
+def _load(data: DataOptions, options: CompareOptions) -> TrainingData:
+    return training_data(data, seed=options.fit.seed, report=say)
+
+
+def _run(name: str, family: str, data: TrainingData, options: CompareOptions, folder: Path) -> Run:
+    model = create_model(
+        family,
+        **asdict(options.model),
+        streams=data.in_channels,
+        num_classes=len(data.classes),
+    )
+    fit = options.fit
+    if model.num_streams == 1:  # there is no other stream to survive on
+        fit = replace(fit, modality_dropout=False)
+    history = model.fit(data.train, data.val, fit, out_dir=folder)
+    subsets = evaluate_subsets(model, data.val, accelerator=fit.accelerator)
+    cost = measure_step(model, next(iter(data.train)))
+    return Run(name, history, subsets, plain(asdict(options)), cost)
+
+
+def _print_costs(runs: list[Run]) -> None:
+    table = Table("family", "parameters", "peak memory of a step", "time of a step")
+    for run in runs:
+        if run.cost is not None:
+            table.add_row(
+                run.name,
+                f"{run.cost.num_parameters / 1e6:.2f} M",
+                f"{run.cost.peak_bytes / 2**20:.0f} MiB",
+                f"{run.cost.step_ms:.0f} ms",
+            )
+    console.print(table)

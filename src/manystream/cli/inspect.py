@@ -1,0 +1,40 @@
+"""`manystream inspect`: how much each stream gives to the integrated pathway."""
+
+from __future__ import annotations
+
+import json
+
+from rich.table import Table
+
+from manystream.classifier import load_model
+from manystream.cli.options import InspectOptions
+from manystream.cli.output import console, evaluation_loader, fresh_path, say
+from manystream.models import contributions, mixing_weights
+from manystream.training.plots import plot_layers
+
+
+def inspect(options: InspectOptions) -> None:
+    """Print, plot and write contributions of one batch, and the learned mixing weights."""
+    out = fresh_path(options.out, "inspect")
+    model = load_model(options.model)
+    batch = next(iter(evaluation_loader(model, options.model, options.data)))
+    measured = {
+        "contributions": contributions(model, batch),
+        "mixing_weights": mixing_weights(model),
+    }
+    out.mkdir(parents=True)
+    (out / "inspection.json").write_text(json.dumps(measured, indent=1) + "\n")
+    for what, by_layer in measured.items():
+        plot_layers(by_layer, what.replace("_", " ")).savefig(out / f"{what}.png", dpi=120)
+    _print_layers(measured["contributions"])
+    say(f"numbers and plots are in {out}")
+
+
+def _print_layers(by_layer: dict[str, dict[str, float]]) -> None:
+    names = list(next(iter(by_layer.values())))
+    table = Table("layer", *(f"{name}, rms" for name in names), "share of " + names[0])
+    for layer, values in by_layer.items():
+        total = sum(values.values())
+        share = f"{values[names[0]] / total:.0%}" if total > 0 else "–"
+        table.add_row(layer, *(f"{values[name]:.3g}" for name in names), share)
+    console.print(table)

@@ -1,0 +1,54 @@
+"""The memory modes: which outputs the backward pass rebuilds instead of keeping.
+
+======== =================================== =============================================
+mode     kept                                rebuilt
+======== =================================== =============================================
+fast     all but the stem's norm and the     these two
+         max-pool's index
+balanced raw outputs, block outputs          what norms and activations give inside blocks
+lean     the streams' raw outputs, every     also the whole integrated pathway and the other
+         second block's output               blocks' outputs
+min      every second block's output         also the streams' raw outputs
+======== =================================== =============================================
+
+All modes give the same gradients and move running statistics once.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from torch import nn
+
+from manystream.layers import BasicBlock, Bottleneck, StreamConv2d, StreamNormAct2d
+
+MemoryMode = Literal["fast", "balanced", "lean", "min"]
+
+KEPT_EVERY = 2
+"""In lean and min, one block's output in so many is kept; a longer chain rebuilds more at once."""
+
+
+def check_memory_mode(mode: str) -> None:
+    """Refuse an unknown mode.
+
+    Raises:
+        ValueError: naming the modes.
+    """
+    if mode not in get_args(MemoryMode):
+        raise ValueError(
+            f"unknown memory mode {mode!r}; expected one of {', '.join(get_args(MemoryMode))}"
+        )
+
+
+def apply_memory_mode(network: nn.Module, mode: MemoryMode) -> None:
+    """Tell every layer of a network what to rebuild."""
+    for module in network.modules():
+        if isinstance(module, StreamNormAct2d):
+            module.rebuild = mode != "fast"
+        if isinstance(module, StreamConv2d):
+            module.rebuild_integrated = mode in ("lean", "min")
+            module.rebuild_streams = mode == "min"
+    blocks = [m for m in network.modules() if isinstance(m, BasicBlock | Bottleneck)]
+    for number, block in enumerate(blocks, start=1):
+        if mode == "balanced" or number % KEPT_EVERY == 0:
+            block.output_norm.rebuild = False

@@ -1,0 +1,145 @@
+"""What an import loads, and which room of the package may import from which."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import manystream
+
+PACKAGE = Path(manystream.__file__).parent
+HEAVY = (
+    "PIL",
+    "jinja2",
+    "jsonargparse",
+    "lightning",
+    "matplotlib",
+    "rich",
+    "safetensors",
+    "tensorboard",
+    "torchmetrics",
+    "yaml",
+)
+
+NOBODY: set[str] = set()
+CORE = {"functional", "presence", "streams"}
+MAY_IMPORT = {
+    "presence": NOBODY,
+    "streams": {"presence"},
+    "dropout": NOBODY,
+    "functional": NOBODY,
+    "layers": CORE,
+    "models": CORE | {"layers"},
+    "memory": {"models"},
+    "data": {"presence", "streams", "dropout"},
+    "training": {"models", "memory", "data", "streams", "dropout"},
+    "classifier": {"models", "training"},
+    "cli": {*CORE, "", "layers", "models", "memory", "data", "training", "dropout", "classifier"},
+    "": {*CORE, "layers", "models", "dropout", "classifier"},
+}
+"""Rooms that each room may import from, besides itself; "" is the package's ``__init__``."""
+
+
+def modules(tree: ast.AST) -> set[str]:
+    """Full names of what a module imports, in functions and for the type checker too."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "a relative import"
+            names.add(node.module)
+            if node.module == "manystream":  # `from manystream import layers` means the room
+                names |= {f"manystream.{alias.name}" for alias in node.names}
+    return names
+
+
+def room_of(module: str) -> str:
+    """``"data"`` for manystream.data.folder, ``""`` for what ``__init__`` itself offers."""
+    _, _, inside = module.partition("manystream.")
+    room = inside.partition(".")[0]
+    return room if room in MAY_IMPORT else ""
+
+
+def forbidden(room: str, source: str) -> set[str]:
+    """Imports of a module of a room that go against the direction."""
+    allowed = MAY_IMPORT[room] | {room}
+    ours = {name for name in modules(ast.parse(source)) if name.split(".")[0] == "manystream"}
+    rooms = {name: room_of(name) for name in ours}
+    through_init = {n for n in ours if n == "manystream"} - (
+        {"manystream"} if "" in allowed else set()
+    )
+    return through_init | {n for n, r in rooms.items() if n != "manystream" and r not in allowed}
+
+
+def files() -> list[tuple[str, Path]]:
+    """Every module of the package and its room."""
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        inside = path.relative_to(PACKAGE).with_suffix("").as_posix()
+        found.append(("" if inside == "__init__" else inside.split("/")[0], path))
+    return found
+
+
+def test_every_module_is_in_a_room():
+    assert {room for room, _ in files()} == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_the_direction_of_imports(room):
+    broken = {
+        str(path.relative_to(PACKAGE)): names
+        for of, path in files()
+        if of == room and (names := forbidden(room, path.read_text(encoding="utf-8")))
+    }
+    assert broken == {}
+
+
+@pytest.mark.parametrize(
+    ("room", "source"),
+    [
+        ("data", "from manystream.models import StreamResNet"),
+        ("data", "import manystream.training.fit"),
+        ("data", "def f():\n    from manystream import layers"),
+        ("layers", "from manystream.models.resnet import BLOCKS"),
+        ("training", "from manystream.classifier import create_model"),
+        ("training", "import manystream"),
+        ("models", "if TYPE_CHECKING:\n    from manystream.training import History"),
+        ("functional", "from manystream.presence import Presence"),
+    ],
+)
+def test_an_import_against_the_direction_is_seen(room, source):
+    assert forbidden(room, source)
+
+
+@pytest.mark.parametrize(
+    ("room", "source"),
+    [
+        ("data", "import torch\nfrom manystream.streams import StreamBatch"),
+        ("data", "from manystream.data.folder import FolderSource"),
+        ("cli", "from manystream import __version__"),
+        ("", "from manystream import functional, layers"),
+        ("classifier", "def f():\n    from manystream.training import fit"),
+    ],
+)
+def test_an_import_in_the_direction_is_not(room, source):
+    assert forbidden(room, source) == set()
+
+
+def loaded_by(statement: str) -> set[str]:
+    """Top-level modules that a fresh process has after a statement."""
+    script = f"{statement}\nimport sys; print(*{{m.split('.')[0] for m in sys.modules}})"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(run.stdout.split())
+
+
+def test_importing_the_package_needs_torch_and_numpy_only():
+    loaded = loaded_by("import manystream")
+    assert {"torch", "numpy", "manystream"} <= loaded
+    assert loaded.isdisjoint(HEAVY)
+
+
+def test_training_does_load_the_rest():
+    assert {"lightning", "torchmetrics"} <= loaded_by("import manystream.training")

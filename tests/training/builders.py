@@ -1,0 +1,59 @@
+"""A tiny network, and images of which every stream tells the class, that the tests share."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from manystream.classifier import StreamClassifier
+from tests.builders import with_absent
+
+STREAMS = {"rgb": 3, "depth": 1}
+NUM_CLASSES = 3
+CPU = {"accelerator": "cpu", "progress": False}
+
+
+def tiny_model(seed: int = 0, dropout: float = 0.0, **changes: Any) -> StreamClassifier:
+    """One small basic block a stage."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layout = {
+            "layers": (1, 1, 1, 1),
+            "widths": (4, 8, 8, 8),
+            "in_channels": STREAMS,
+            "num_classes": NUM_CLASSES,
+            "dropout": dropout,
+        }
+        return StreamClassifier(**{**layout, **changes})
+
+
+def easy_samples(count: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Images of both streams, brighter by class in one third of their rows, and the classes."""
+    generator = torch.Generator().manual_seed(seed)
+    target = torch.arange(count) % NUM_CLASSES
+    images = []
+    for channels in STREAMS.values():
+        noise = torch.randn(count, channels, 32, 32, generator=generator)
+        for b, number in enumerate(target.tolist()):
+            noise[b, :, 10 * number : 10 * number + 10] += 3
+        images.append(noise)
+    return images[0], images[1], target
+
+
+def tuple_batches(count: int, batch_size: int = 8, seed: int = 0) -> list[tuple[Tensor, ...]]:
+    """Easy samples as a list of ``(rgb, depth, target)``."""
+    parts = [tensor.split(batch_size) for tensor in easy_samples(count, seed)]
+    return list(zip(*parts, strict=True))
+
+
+def dict_batches(
+    batches: Sequence[tuple[Tensor, ...]], present: Tensor, absent: float = float("nan")
+) -> list[dict[str, Tensor]]:
+    """The same batches by name, each with this presence; what is absent is not to be looked at."""
+    named = []
+    for *images, target in batches:
+        mask = present[: len(target)]
+        hidden = dict(zip(STREAMS, with_absent(images, mask, absent), strict=True))
+        named.append({**hidden, "present": mask, "target": target})
+    return named

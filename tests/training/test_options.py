@@ -1,0 +1,42 @@
+import pytest
+
+from manystream.training import FitOptions
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0}, "epochs is 0"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0; expected more than 0"),
+        ({"gradient_clip": -1.0}, "gradient_clip is -1.0; expected more than 0"),
+        ({"label_smoothing": 1.0}, "label_smoothing is 1.0"),
+        ({"weight_decay": -0.1}, "weight_decay is -0.1; expected 0 or more"),
+        ({"warmup_epochs": -1.0}, "warmup_epochs is -1.0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"modality_dropout_rate": 1.5}, r"rate is 1.5; expected a probability in \[0, 1\]"),
+        ({"modality_dropout_rate": [0.9, 0.2]}, "together are at most 1"),
+        ({"modality_dropout_rate": [0.9]}, "1 modality dropout rates for 2 streams"),
+        ({"modality_dropout_schedule": "up"}, "unknown schedule 'up'; expected one of ramp_up"),
+        ({"modality_dropout_max_blanked": 0}, "max_blanked is 0"),
+    ],
+)
+def test_options_out_of_range(changes, message):
+    with pytest.raises(ValueError, match=message):
+        FitOptions(**changes)
+
+
+def test_modality_dropout_is_made_where_it_is_asked_for():
+    assert FitOptions(modality_dropout_rate=0.3).make_dropout(1) is None
+    options = FitOptions(
+        modality_dropout=True,
+        modality_dropout_rate=[0.1, 0.2, 0.3],
+        modality_dropout_schedule="ramp_down",
+        modality_dropout_start=1,
+        modality_dropout_ramp=2,
+        modality_dropout_max_blanked=2,
+        modality_dropout_stratified=True,
+    )
+    dropout = options.make_dropout(3)
+    assert dropout.rates == (0.1, 0.2, 0.3)
+    assert [dropout.probability(e) for e in range(4)] == pytest.approx([1, 0.8, 0.6, 0.6])
+    assert (dropout.max_blanked, dropout.stratified) == (2, True)

@@ -1,0 +1,93 @@
+import math
+import re
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+
+from manystream.training.history import History
+from manystream.training.report import Run, write_report
+from tests.training.test_history import strict
+
+
+class References(HTMLParser):
+    """Collects everything that a page points to, and its text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found, self.text = [], ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.found += [value for name, value in attrs if name in ("src", "href", "data", "action")]
+        assert tag not in ("script", "link", "iframe", "base")
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def make_run(name="li_net3", seed=0.0, **changes) -> Run:
+    history = History(
+        train_loss=[2.0, 1.0],
+        val_loss=[2.1, 1.2],
+        train_mean_class_accuracy=[0.2, 0.6],
+        val_mean_class_accuracy=[0.3, 0.5],
+        dropout_probability=[0.0, 0.2],
+    )
+    measured = {
+        kept: {"loss": 1.0, "accuracy": value + seed, "mean_class_accuracy": value - 0.1 + seed}
+        for kept, value in (("rgb + depth", 0.8123), ("rgb", 0.5), ("depth", 0.31))
+    }
+    return Run(**{"name": name, "history": history, "subsets": measured, "config": {}, **changes})
+
+
+def test_the_page_holds_the_numbers_and_the_configuration(tmp_path):
+    run = make_run(config={"fit": {"epochs": 17}, "note": "<b>bold</b>"})
+    page = write_report([run], tmp_path / "out", "a <title>").read_text(encoding="utf-8")
+    text = References(page).text
+    for kept, measured in run.subsets.items():
+        mean_class, accuracy = measured["mean_class_accuracy"], measured["accuracy"]
+        cells = rf"{re.escape(kept)}\s+{100 * mean_class:.1f} %\s+{100 * accuracy:.1f} %"
+        assert re.search(cells, text)
+    assert "a <title>" in text
+    assert '"epochs": 17' in text
+    assert "<b>" not in page
+
+
+def test_the_page_needs_nothing_but_itself(tmp_path):
+    page = write_report([make_run(), make_run("second", 0.1)], tmp_path, "two").read_text("utf-8")
+    references = References(page).found
+    assert len(references) == 2
+    assert all(value.startswith("data:image/png;base64,") for value in references)
+    assert not re.search(r"https?:|url\(|@import", page)
+
+
+def test_the_pictures_are_pictures(tmp_path):
+    write_report([make_run(), make_run("second", 0.1)], tmp_path, "two")
+    for name in ("curves.png", "subsets.png"):
+        with Image.open(tmp_path / name) as image:
+            assert image.format == "PNG"
+            assert min(image.size) > 200
+            assert len(image.convert("RGB").getcolors(2**20)) > 10
+
+
+def test_the_numbers_are_kept_as_strict_json(tmp_path):
+    run = make_run()
+    write_report([run], tmp_path, "one")
+    assert strict(tmp_path / "subsets.json") == {"li_net3": run.subsets}
+
+
+def test_a_run_that_diverged_still_has_its_report(tmp_path):
+    run = make_run()
+    run.subsets["rgb"]["loss"] = math.nan
+    run.history["train_loss"][1] = math.inf
+    write_report([run], tmp_path, "diverged")
+    assert strict(tmp_path / "subsets.json")["li_net3"]["rgb"]["loss"] is None
+
+
+@pytest.mark.parametrize("without", ["train", "val"])
+def test_a_history_of_one_half(tmp_path, without):
+    run = make_run()
+    for name in [name for name in run.history if name.startswith(without)]:
+        del run.history[name]
+    assert write_report([run], tmp_path, "half").exists()
