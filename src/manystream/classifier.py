@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from manystream.models import StreamResNet, load_pretrained_stream
+from manystream.models.memory_modes import MemoryMode
 from manystream.models.resnet import STAGE_WIDTHS
 
 if TYPE_CHECKING:
@@ -133,6 +134,7 @@ def create_model(
     num_classes: int,
     width: float = 1.0,
     dropout: float = 0.0,
+    memory: MemoryMode = "fast",
     pretrained: Mapping[str, str | Path | Mapping[str, Any]] | None = None,
 ) -> StreamClassifier:
     """Build a classifier of several image streams.
@@ -144,6 +146,8 @@ def create_model(
         num_classes: number of classes.
         width: multiplier of the widths 64, 128, 256, 512.
         dropout: probability of dropping a feature before the head.
+        memory: what a training step keeps, ``"fast"``, ``"balanced"``, ``"lean"`` or ``"min"``, see
+            :mod:`manystream.models.memory_modes`; gradients are the same in all.
         pretrained: weights of an ordinary ResNet for some streams, a file or a state dict with
             torchvision's names; see :func:`manystream.models.load_pretrained_stream`. What was
             adapted or left aside is logged.
@@ -170,6 +174,7 @@ def create_model(
         in_channels=streams,
         num_classes=num_classes,
         dropout=dropout,
+        memory=memory,
     )
     for stream, source in (pretrained or {}).items():
         _logger.warning("stream %r: %s", stream, load_pretrained_stream(model, stream, source))

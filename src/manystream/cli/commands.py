@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from rich.console import Console
 from rich.table import Table
@@ -17,11 +18,18 @@ from torch import Tensor
 from manystream.classifier import StreamClassifier, create_model, load_model
 from manystream.cli.options import EvaluateOptions, PredictOptions, TrainOptions
 from manystream.data.dataset import StreamDataset
-from manystream.data.loaders import DataOptions, make_loader, open_split, training_data
+from manystream.data.loaders import (
+    DataOptions,
+    make_loader,
+    open_split,
+    open_unlabelled,
+    training_data,
+)
 from manystream.data.preprocessing import Preprocessing
 from manystream.data.transforms import EvalTransform
 from manystream.data.unlabelled import UnlabelledFolder
 from manystream.training import evaluate_subsets
+from manystream.training.fit import check_fit
 from manystream.training.report import Run, write_report
 
 console = Console()
@@ -33,11 +41,13 @@ def train(options: TrainOptions) -> None:
     """Train, measure every subset of streams, and write everything into one folder."""
     out = _fresh_folder(options.out)
     data = training_data(options.data, seed=options.fit.seed, report=_say)
+    torch.manual_seed(options.fit.seed)
     model = create_model(
         **asdict(options.model), streams=data.in_channels, num_classes=len(data.classes)
     )
     model.classes, model.preprocessing = data.classes, data.preprocessing.to_dict()
-    config = _plain(asdict(options))
+    check_fit(options.fit, model.num_streams)
+    config = _config(options)
     out.mkdir(parents=True)
     (out / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     try:
@@ -55,10 +65,9 @@ def evaluate(options: EvaluateOptions) -> None:
     """Measure a trained model on a split."""
     model = load_model(options.model)
     preprocessing, classes = _trained_with(model, options.model)
-    source, _ = open_split(
-        options.data, options.data.val_split, preprocessing.streams, classes, _say
-    )
-    loader = make_loader(StreamDataset(source, EvalTransform(preprocessing)), options.data)
+    data = replace(options.data, image_size=max(preprocessing.size))
+    source, _ = open_split(data, data.val_split, preprocessing.streams, classes, _say)
+    loader = make_loader(StreamDataset(source, EvalTransform(preprocessing)), data)
     if options.blanked_streams is None:
         measured = evaluate_subsets(model, loader, progress=True)
     else:
@@ -72,7 +81,9 @@ def predict(options: PredictOptions) -> None:
     """Write class probabilities of a folder's images as CSV."""
     model = load_model(options.model)
     preprocessing, classes = _trained_with(model, options.model)
-    source = UnlabelledFolder(options.folder, preprocessing.streams)
+    if options.out.is_dir():
+        raise ValueError(f"--out {options.out} is a folder; expected the CSV file to write")
+    source = open_unlabelled(options.folder, preprocessing.streams, options.on_error, _say)
     loader = make_loader(
         StreamDataset(source, EvalTransform(preprocessing)),
         DataOptions(batch_size=options.batch_size, num_workers=options.num_workers),
@@ -102,6 +113,7 @@ def _write_predictions(
     path: Path, source: UnlabelledFolder, probabilities: Tensor, classes: Sequence[str]
 ) -> None:
     best, winner = probabilities.max(dim=1)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["id", "streams", "class", "probability", *classes])
@@ -128,6 +140,13 @@ def _fresh_folder(out: Path | None) -> Path:
     return out
 
 
+def _config(options: TrainOptions) -> dict[str, Any]:
+    """What was asked for, but for the folder, so that it can be asked for again."""
+    config: dict[str, Any] = _plain(asdict(options))
+    del config["out"]
+    return config
+
+
 def _plain(values: Any) -> Any:
     """Values that YAML and JSON can hold."""
     if isinstance(values, dict):
@@ -135,5 +154,15 @@ def _plain(values: Any) -> Any:
     return str(values) if isinstance(values, Path) else values
 
 
+def complain(line: str) -> None:
+    """Print a message of failure to the standard error."""
+    _print(Console(stderr=True), line, style="red")
+
+
 def _say(line: str) -> None:
-    console.print(line, markup=False, highlight=False)
+    _print(console, line)
+
+
+def _print(to: Console, line: str, style: str | None = None) -> None:
+    # Soft wrapping breaks no path in two.
+    to.print(line, style=style, markup=False, highlight=False, soft_wrap=True)

@@ -10,7 +10,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from manystream import __version__
-from manystream.cli.commands import console, evaluate, predict, train
+from manystream.cli.commands import complain, evaluate, predict, train
 from manystream.cli.options import EvaluateOptions, PredictOptions, TrainOptions
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         values.pop("config", None)
         run(options_class(**values))
     except ValueError as error:
-        console.print(f"error: {error}", style="red", markup=False, highlight=False)
+        complain(f"error: {error}")
         return 2
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from manystream.data.loaders import DataOptions
+import torch
+
+from manystream.classifier import create_model
+from manystream.data.loaders import DataOptions, OnError
 from manystream.training import FitOptions
 
 
@@ -23,13 +26,28 @@ class ResNetOptions:
 
 @dataclass
 class ModelOptions(ResNetOptions):
-    """Which network."""
+    """Which network.
+
+    Raises:
+        ValueError: if there is no such network.
+    """
 
     family: str = "li_net3"
     """How the streams are mixed: li_net3, li_net3_soma or direct_mixing_conv; or, to compare with,
     late_fusion, early_fusion or single_stream."""
     pretrained: dict[str, Path] | None = None
     """Weights of an ordinary ResNet for some streams, as {stream: file}."""
+
+    def __post_init__(self) -> None:
+        with torch.device("meta"):  # Takes no memory; an error is to come before all work.
+            create_model(
+                self.family,
+                depth=self.depth,
+                streams=[3],
+                num_classes=2,
+                width=self.width,
+                dropout=self.dropout,
+            )
 
 
 @dataclass
@@ -53,7 +71,7 @@ class EvaluateOptions:
     model: Path
     """The model.safetensors that training wrote."""
     blanked_streams: list[str] | None = None
-    """Streams to take away; every subset is measured if this is left out."""
+    """Streams to take away, for example [depth]; left out, every subset is measured."""
     data: DataOptions = field(default_factory=DataOptions)
     """Where images come from; val_split is measured. Streams and image size are the model's."""
 
@@ -72,6 +90,8 @@ class PredictOptions:
     """Samples per batch."""
     num_workers: int = 2
     """Processes that read images."""
+    on_error: OnError = "raise"
+    """What an unreadable image does: stop before predicting, or count as absent and be reported."""
 
 
 @dataclass

@@ -138,6 +138,8 @@ class _BatchNorm:
     def backward(
         self, grad: Tensor, x: Tensor, weight: Tensor, mask: list[bool]
     ) -> tuple[Tensor | None, ...]:
+        if x.numel() == 0:  # the native operation divides by the number of rows
+            return torch.zeros_like(x), torch.zeros_like(weight), torch.zeros_like(weight)
         inverse_std = (self.var + self.eps).rsqrt()
         return torch.ops.aten.native_batch_norm_backward(  # type: ignore[no-any-return]
             grad,
@@ -167,6 +169,12 @@ class _GroupNorm:
     def backward(
         self, grad: Tensor, x: Tensor, weight: Tensor, mask: list[bool]
     ) -> tuple[Tensor | None, ...]:
+        # The native operations want one layout in both, and on a GPU know the plain one only.
+        channels_last = x.device.type == "cpu" and x.is_contiguous(
+            memory_format=torch.channels_last
+        )
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        x, grad = x.contiguous(memory_format=layout), grad.contiguous(memory_format=layout)
         shape = (x.shape[0], x.shape[1], x.shape[2] * x.shape[3], self.num_groups)
         _, mean, inverse_std = torch.ops.aten.native_group_norm(x, weight, None, *shape, self.eps)
         return torch.ops.aten.native_group_norm_backward(  # type: ignore[no-any-return]

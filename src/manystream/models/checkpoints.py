@@ -35,7 +35,7 @@ def read_state_dict(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]
             content = content[name]
     if not isinstance(content, Mapping) or not content:
         raise ValueError(f"{_name(source)} holds no state dict; expected tensors by key")
-    foreign = [key for key, value in content.items() if not isinstance(value, Tensor)]
+    foreign = [k for k, t in content.items() if not (isinstance(k, str) and isinstance(t, Tensor))]
     if foreign:
         raise ValueError(
             f"{_name(source)} is no state dict: {foreign[0]!r} is "
@@ -57,7 +57,7 @@ def _read_file(path: Path) -> Any:
             f"{path} is refused: it is no checkpoint, or a pickle that holds more than tensors "
             f"and would run code; save the state dict alone and load that ({_first_line(error)})"
         ) from error
-    except (RuntimeError, EOFError, OSError, KeyError) as error:
+    except Exception as error:  # a damaged pickle raises whatever its bytes lead to
         raise ValueError(f"{path} is damaged or no checkpoint ({_first_line(error)})") from error
 
 

@@ -72,7 +72,7 @@ def load_pretrained_stream(
     number = network.stream_names.index(stream)
     own = _stream_state(network, number)
     adapted: tuple[str, ...] = ()
-    if _STEM in state and state[_STEM].shape[1:2] != own[_STEM].shape[1:2]:
+    if _STEM in state and _STEM in own and _adaptable(state[_STEM], own[_STEM]):
         state[_STEM] = adapt_channels(state[_STEM], own[_STEM].shape[1])
         adapted = (_STEM,)
     _check_match(state, own, stream)
@@ -101,6 +101,10 @@ def adapt_channels(weight: Tensor, channels: int) -> Tensor:
     """
     mean = weight.mean(dim=1, keepdim=True) * (weight.shape[1] / channels)
     return mean.expand(-1, channels, -1, -1).clone()
+
+
+def _adaptable(came: Tensor, due: Tensor) -> bool:
+    return came.dim() == 4 and 0 < came.shape[1] != due.shape[1]
 
 
 def _stream_state(network: StreamResNet, number: int) -> dict[str, Tensor]:

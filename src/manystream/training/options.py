@@ -47,7 +47,8 @@ class FitOptions:
     accelerator: str = "auto"
     """Device, by Lightning's names."""
     seed: int = 0
-    """Seed of order, augmentation, dropout and modality dropout."""
+    """Seed of order, augmentation, dropout and modality dropout; a command seeds the initial
+    weights with it too."""
     progress: bool = True
     """Whether to show a progress bar."""
 

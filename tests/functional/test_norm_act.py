@@ -1,0 +1,114 @@
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from manystream.functional import After, Pool, batch_norm_act, group_norm_act
+
+POOL = Pool(kernel_size=3, stride=2, padding=1)
+AFTERS = [After(relu=False), After(), After(pool=POOL)]
+
+
+def operands(dtype=torch.float64, size=(3, 4, 5, 6)):
+    generator = torch.Generator().manual_seed(0)
+    draw = partial(torch.randn, generator=generator, dtype=dtype)
+    x, residual = draw(size), draw(size)
+    weight, bias = 1 + draw(4).abs(), draw(4)
+    return [t.requires_grad_() for t in (x, residual, weight, bias)]
+
+
+def statistics(dtype=torch.float64):
+    return torch.linspace(-1, 1, 4, dtype=dtype), torch.linspace(0.5, 2, 4, dtype=dtype)
+
+
+def stock(norm, x, residual, after):
+    y = norm(x) if residual is None else norm(x) + residual
+    y = F.relu(y) if after.relu else y
+    return F.max_pool2d(y, *after.pool) if after.pool else y
+
+
+@pytest.mark.parametrize("after", AFTERS)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("with_residual", [True, False])
+def test_batch_norm_gradients(after, training, with_residual):
+    x, residual, weight, bias = operands()
+
+    def function(x, weight, bias, residual=None):
+        return batch_norm_act(
+            x, *statistics(), weight, bias, residual=residual, after=after, training=training
+        )
+
+    inputs = (x, weight, bias, residual) if with_residual else (x, weight, bias)
+    assert torch.autograd.gradcheck(function, inputs)
+
+
+@pytest.mark.parametrize("after", AFTERS)
+@pytest.mark.parametrize("with_residual", [True, False])
+def test_group_norm_gradients(after, with_residual):
+    x, residual, weight, bias = operands()
+
+    def function(x, weight, bias, residual=None):
+        return group_norm_act(x, 1, weight, bias, residual=residual, after=after)
+
+    inputs = (x, weight, bias, residual) if with_residual else (x, weight, bias)
+    assert torch.autograd.gradcheck(function, inputs)
+
+
+@pytest.mark.parametrize("after", AFTERS)
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_norm_agrees_with_stock_operations(after, training):
+    x, residual, weight, bias = operands()
+    ours, theirs = statistics(), statistics()
+    y = batch_norm_act(
+        x, *ours, weight, bias, residual=residual, after=after, training=training, momentum=0.3
+    )
+    norm = partial(
+        F.batch_norm,
+        running_mean=theirs[0],
+        running_var=theirs[1],
+        weight=weight,
+        bias=bias,
+        training=training,
+        momentum=0.3,
+    )
+    torch.testing.assert_close(y, stock(norm, x, residual, after), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("after", AFTERS)
+def test_group_norm_agrees_with_stock_operations(after):
+    x, residual, weight, bias = operands()
+    y = group_norm_act(x, 2, weight, bias, residual=residual, after=after)
+    norm = partial(F.group_norm, num_groups=2, weight=weight, bias=bias)
+    torch.testing.assert_close(y, stock(norm, x, residual, after), rtol=1e-12, atol=1e-12)
+
+
+def test_no_rows_give_zero_gradients():
+    x, _, weight, bias = operands(size=(0, 4, 5, 6))
+    before = statistics()
+    batch_norm_act(x, *before, weight, bias, training=False).sum().backward()
+    assert torch.equal(weight.grad, torch.zeros(4, dtype=torch.float64))
+    torch.testing.assert_close(before, statistics(), rtol=0, atol=0)
+
+
+def test_statistics_that_move_later_do_not_change_the_backward_pass():
+    gradients = []
+    for moves in (False, True):
+        x, _, weight, bias = operands()
+        mean, var = statistics()
+        y = batch_norm_act(x, mean, var, weight, bias, training=False)
+        if moves:
+            mean.add_(1)
+            var.mul_(3)
+        y.sum().backward()
+        gradients.append(x.grad)
+    assert torch.equal(*gradients)
+
+
+def test_differentiating_twice_is_refused():
+    x, _, weight, bias = operands()
+    y = batch_norm_act(x, *statistics(), weight, bias)
+    (grad,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        grad.sum().backward()
