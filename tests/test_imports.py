@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "functional": NOBODY,
     "layers": CORE,
     "models": CORE | {"layers"},
-    "memory": {"models"},
+    "memory": CORE | {"layers", "models"},  # what models stand on, to tell what each part keeps
     "data": {"presence", "streams", "dropout"},
     "training": {"models", "memory", "data", "streams", "dropout"},
     "classifier": {"models", "training"},

@@ -12,7 +12,9 @@ from safetensors.torch import load_file
 
 from manystream import __version__, create_model, load_model
 from manystream.cli import main
+from manystream.data import loaders
 from manystream.data.dataset import StreamDataset
+from manystream.data.scenes import SceneSource
 from tests.data.builders import noise, write_image
 from tests.training.test_history import strict
 
@@ -137,6 +139,20 @@ def test_the_command_line_overrides_the_configuration(trained, tmp_path):
 def test_evaluate_measures_every_subset(trained, capsys):
     assert status("evaluate", "--model", trained.model, *SCENES) == 0
     assert table(capsys.readouterr().out) == table(trained.printed)
+
+
+def test_evaluate_renders_scenes_as_large_as_the_model_had_them(trained, monkeypatch):
+    rendered = []
+
+    class Noted(SceneSource):
+        def __init__(self, num_samples, image_size, **options):
+            super().__init__(num_samples, image_size, **options)
+            rendered.append(image_size)
+
+    monkeypatch.setattr(loaders, "SceneSource", Noted)
+    words = ("--model", trained.model, "--data.num-scenes", 24, "--data.num-workers", 0)
+    assert status("evaluate", *words) == 0
+    assert rendered == [16]
 
 
 def test_evaluate_takes_streams_away(trained, capsys):

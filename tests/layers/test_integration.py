@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from manystream.functional import linear_integrate
-from manystream.layers import LinearIntegration
+from manystream.functional import linear_integrate, scalar_integrate
+from manystream.layers import LinearIntegration, ScalarIntegration
 from tests.builders import compact_batch, mask_of, randomise
 
 
@@ -76,3 +76,47 @@ def test_the_module_is_the_function_of_its_parameters(words: str, bias: bool, fi
         stride=2,
     )
     assert torch.equal(rule(raw, batch), expected)
+
+
+@pytest.mark.parametrize("words", ["11 11", "01 11 10", "10 10"])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("first", [False, True])
+def test_the_scalar_module_is_the_function_of_its_parameters(
+    words: str, bias: bool, first: bool
+) -> None:
+    rule = ScalarIntegration(2, None if first else 3, 4, stride=2, bias=bias).double()
+    assert rule.integrated_scalar is None if first else rule.integrated_scalar.item() > 0
+    randomise(rule)
+    batch = compact_batch(mask_of(words), size=(5, 7), integrated_channels=None if first else 3)
+    raw = compact_batch(mask_of(words), channels=4, size=(3, 4)).streams
+    expected = scalar_integrate(
+        raw,
+        [rule.stream_scalars[0], rule.stream_scalars[1]],
+        batch.presence.rows,
+        len(batch),
+        batch.integrated,
+        rule.integrated_weight,
+        rule.integrated_scalar,
+        rule.bias,
+        stride=2,
+    )
+    assert torch.equal(rule(raw, batch), expected)
+
+
+def test_scalars_return_to_their_initial_values() -> None:
+    rule = ScalarIntegration(2, 3, 4, bias=True)
+    randomise(rule)
+    assert rule.stream_scalars[0].item() != 1
+    rule.reset_parameters()
+    assert [scalar.tolist() for scalar in rule.stream_scalars] == [[1.0], [1.0]]
+    assert rule.integrated_scalar.item() == pytest.approx(0.2)
+    assert not rule.bias.any()
+
+
+@pytest.mark.parametrize("rule", [LinearIntegration(2, None, 4), ScalarIntegration(2, None, 4)])
+def test_one_streams_share_by_itself(rule: LinearIntegration | ScalarIntegration) -> None:
+    rule = rule.double()
+    randomise(rule)
+    batch = compact_batch(mask_of("11 11 11"), channels=4)
+    shares = [rule.mix(m, raw) for m, raw in enumerate(batch.streams)]
+    torch.testing.assert_close(rule(list(batch.streams), batch), sum(shares))

@@ -57,9 +57,9 @@ class PlainResNet(nn.Module):
         self.fc = nn.Linear(channels, num_classes)
 
     def maps(self, x: Tensor) -> dict[str, Tensor]:
-        """What the stem and each block give, by name."""
+        """What each block gives, by name."""
         x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)
-        maps = {"maxpool": x}
+        maps = {}
         for stage in (1, 2, 3, 4):
             for i, block in enumerate(self.get_submodule(f"layer{stage}")):
                 x = block(x)

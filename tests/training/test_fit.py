@@ -226,6 +226,17 @@ def test_ctrl_c_keeps_what_was_finished(tmp_path):
     assert signal.getsignal(signal.SIGINT) is handler
 
 
+def test_ctrl_c_before_the_first_batch_leaves_the_next_one_to_the_caller():
+    class Slow(list):
+        def __len__(self):
+            raise KeyboardInterrupt
+
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        tiny_model().fit(Slow(), epochs=1, **CPU)
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
 def test_an_error_in_a_loader_is_what_comes_out():
     def broken():
         raise OSError("the disk is gone")

@@ -7,17 +7,26 @@ from collections.abc import Callable, Sequence
 from inspect import cleandoc
 from typing import Any
 
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from manystream import __version__
+from manystream.cli.bench import bench_memory
 from manystream.cli.commands import complain, evaluate, predict, train
-from manystream.cli.options import EvaluateOptions, PredictOptions, TrainOptions
+from manystream.cli.options import (
+    BenchMemoryOptions,
+    EvaluateOptions,
+    PredictOptions,
+    TrainOptions,
+)
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "train": (TrainOptions, train),
     "evaluate": (EvaluateOptions, evaluate),
     "predict": (PredictOptions, predict),
+    "bench memory": (BenchMemoryOptions, bench_memory),
 }
+
+GROUPS = {"bench": "Measure what training takes on this machine."}
 
 INTERRUPTED = 130  # the shell's convention: 128 + SIGINT
 
@@ -34,9 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     parser = build_parser()
     parsed = parser.parse_args([_underscored(word) for word in words])
-    options_class, run = COMMANDS[parsed.subcommand]
+    name = _command(parsed)
+    options_class, run = COMMANDS[name]
     try:
-        values = parser.instantiate(parsed)[parsed.subcommand].as_dict()
+        values = parser.instantiate(parsed)[name.replace(" ", ".")].as_dict()
         values.pop("config", None)
         run(options_class(**values))
     except ValueError as error:
@@ -56,16 +66,27 @@ def build_parser() -> ArgumentParser:
         version=__version__,
         allow_abbrev=False,
     )
-    commands = parser.add_subcommands(title="commands", metavar="COMMAND")
+    groups = {"": parser.add_subcommands(title="commands", metavar="COMMAND")}
+    for group, description in GROUPS.items():
+        inner = ArgumentParser(description=description)
+        groups[""].add_subcommand(group, inner, help=description)
+        groups[group] = inner.add_subcommands(title="commands", metavar="COMMAND")
     for name, (options, _) in COMMANDS.items():
+        group, _, word = name.rpartition(" ")
         description = cleandoc(options.__doc__ or "")
         command = ArgumentParser(description=description, usage=f"manystream {name} [options]")
         command.add_argument(
             "--config", action="config", help="YAML file with any of these options."
         )
         command.add_class_arguments(options)
-        commands.add_subcommand(name, command, help=description)
+        groups[group].add_subcommand(word, command, help=description)
     return parser
+
+
+def _command(parsed: Namespace) -> str:
+    """Name of the chosen command in the table."""
+    name: str = parsed.subcommand
+    return f"{name} {parsed[name].subcommand}" if name in GROUPS else name
 
 
 def _underscored(word: str) -> str:

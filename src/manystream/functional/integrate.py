@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from manystream.functional import remat
+from manystream.functional._mixing import AddMixed, AddScaled
 
 
 def linear_integrate(
@@ -62,7 +62,7 @@ def linear_integrate(
         tensor([2., 5.])
     """
     previous = _Previous(integrated_weight, bias, stride, num_samples, weights[0].shape[0])
-    return _integrate(_AddMixed, previous, integrated, rows, raw, weights, rebuild)
+    return _integrate(AddMixed, previous, integrated, rows, raw, weights, rebuild)
 
 
 def scalar_integrate(
@@ -117,7 +117,7 @@ def scalar_integrate(
     if integrated_weight is not None and integrated_scalar is not None:
         integrated_weight = integrated_weight * integrated_scalar
     previous = _Previous(integrated_weight, bias, stride, num_samples, raw[0].shape[1])
-    return _integrate(_AddScaled, previous, integrated, rows, raw, scalars, rebuild)
+    return _integrate(AddScaled, previous, integrated, rows, raw, scalars, rebuild)
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def _dtype(x: Tensor) -> torch.dtype:
 
 
 def _integrate(
-    operation: type[_AddMixed] | type[_AddScaled],
+    operation: type[AddMixed] | type[AddScaled],
     previous: _Previous,
     integrated: Tensor | None,
     rows: Sequence[slice | Tensor],
@@ -169,126 +169,26 @@ def _integrate(
     parameters: Sequence[Tensor],
     rebuild: bool,
 ) -> Tensor:
-    rows = tuple(rows)
     start = previous(integrated, raw[0])
-    cast_raw, cast = ([t.to(start.dtype) for t in ts] for ts in (raw, parameters))
+    raw, parameters = ([t.to(start.dtype) for t in ts] for ts in (raw, parameters))
     with torch.autocast(start.device.type, enabled=False):
-        out: Tensor = operation.apply(start, rows, *cast_raw, *cast)
+        out: Tensor = operation.apply(start, tuple(rows), *raw, *parameters)
     if rebuild:
-        plain, fixed = previous.detached(out.dtype), [t.detach() for t in cast]
-
-        def compute(*sources: Tensor) -> Tensor:
-            first = None if integrated_is_none else sources[-1].to(out_dtype)
-            again = plain(first, sources[0])
-            operation.add(again, rows, sources[: len(rows)], fixed)
-            return again
-
-        integrated_is_none, out_dtype = integrated is None, out.dtype
-        remat.register(out, compute, *cast_raw, *([] if integrated is None else [integrated]))
+        fixed = [t.detach() for t in parameters]
+        again = partial(_again, operation, previous.detached(out.dtype), tuple(rows), fixed)
+        remat.register(out, again, *raw, *([] if integrated is None else [integrated]))
     return out
 
 
-class _AddMixed(torch.autograd.Function):
-    """``out[rows_m] += W_m * raw_m`` for every stream, in place in ``out``."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, out: Tensor, rows: tuple[slice | Tensor, ...], *tensors: Tensor
-    ) -> Tensor:
-        ctx.rows = rows
-        ctx.save_for_backward(*tensors)
-        ctx.mark_dirty(out)
-        _AddMixed.add(out, rows, tensors[: len(rows)], tensors[len(rows) :])
-        return out
-
-    @staticmethod
-    def add(
-        out: Tensor,
-        rows: tuple[slice | Tensor, ...],
-        raw: Sequence[Tensor],
-        weights: Sequence[Tensor],
-    ) -> None:
-        for place, x, weight in zip(rows, raw, weights, strict=True):
-            if len(x):
-                _accumulate(out, place, x, weight.flatten(1))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        num_streams = len(ctx.rows)
-        raw, weights = ctx.saved_tensors[:num_streams], ctx.saved_tensors[num_streams:]
-        needed = ctx.needs_input_grad[2:]
-        grad_raw: list[Tensor | None] = [None] * num_streams
-        grad_weights: list[Tensor | None] = [None] * num_streams
-        for m, place in enumerate(ctx.rows):
-            placed = _as_matrix(grad[place])
-            if needed[m]:
-                grad_raw[m] = _as_images(placed @ weights[m].flatten(1), like=raw[m])
-            if needed[num_streams + m]:
-                grad_weights[m] = (placed.t() @ _as_matrix(raw[m])).view_as(weights[m])
-        return (grad, None, *grad_raw, *grad_weights)
-
-
-class _AddScaled(torch.autograd.Function):
-    """``out[rows_m] += α_m raw_m`` for every stream, in place in ``out``."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, out: Tensor, rows: tuple[slice | Tensor, ...], *tensors: Tensor
-    ) -> Tensor:
-        ctx.rows = rows
-        ctx.save_for_backward(*tensors)
-        ctx.mark_dirty(out)
-        _AddScaled.add(out, rows, tensors[: len(rows)], tensors[len(rows) :])
-        return out
-
-    @staticmethod
-    def add(
-        out: Tensor,
-        rows: tuple[slice | Tensor, ...],
-        raw: Sequence[Tensor],
-        scalars: Sequence[Tensor],
-    ) -> None:
-        for place, x, scalar in zip(rows, raw, scalars, strict=True):
-            if isinstance(place, slice):
-                out[place].addcmul_(x, scalar.view(()))
-            else:
-                out.index_add_(0, place, x * scalar)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        num_streams = len(ctx.rows)
-        raw, scalars = ctx.saved_tensors[:num_streams], ctx.saved_tensors[num_streams:]
-        needed = ctx.needs_input_grad[2:]
-        grad_raw: list[Tensor | None] = [None] * num_streams
-        grad_scalars: list[Tensor | None] = [None] * num_streams
-        for m, place in enumerate(ctx.rows):
-            placed = grad[place]
-            if needed[m]:
-                grad_raw[m] = placed * scalars[m]
-            if needed[num_streams + m]:
-                # A dot product of the flat maps: their product is never held.
-                dot = torch.dot(_as_matrix(placed).flatten(), _as_matrix(raw[m]).flatten())
-                grad_scalars[m] = dot.view_as(scalars[m])
-        return (grad, None, *grad_raw, *grad_scalars)
-
-
-def _accumulate(out: Tensor, place: slice | Tensor, raw: Tensor, weight: Tensor) -> None:
-    matrix = _as_matrix(raw)
-    if isinstance(place, slice):
-        target = out[place].permute(0, 2, 3, 1).view(-1, out.shape[1])
-        target.addmm_(matrix, weight.t())
-    else:
-        out.index_add_(0, place, _as_images(matrix @ weight.t(), like=raw))
-
-
-def _as_matrix(images: Tensor) -> Tensor:
-    """(B, C, H, W) as (B·H·W, C): a view where the images are channels-last."""
-    return images.permute(0, 2, 3, 1).flatten(0, 2)
-
-
-def _as_images(matrix: Tensor, like: Tensor) -> Tensor:
-    """(B·H·W, C) as (B, C, H, W), a channels-last view; B, H and W are those of ``like``."""
-    shape = (like.shape[0], *like.shape[2:], matrix.shape[1])
-    return matrix.view(shape).permute(0, 3, 1, 2)
+def _again(
+    operation: type[AddMixed] | type[AddScaled],
+    previous: _Previous,
+    rows: tuple[slice | Tensor, ...],
+    parameters: Sequence[Tensor],
+    *sources: Tensor,
+) -> Tensor:
+    """Integrate once more, without gradients; the sources are the raw outputs and maybe z."""
+    raw, integrated = sources[: len(rows)], sources[len(rows) :]
+    out = previous(integrated[0].to(raw[0].dtype) if integrated else None, raw[0])
+    operation.add(out, rows, raw, parameters)
+    return out

@@ -35,6 +35,8 @@ class _Recipe:
             for source in self._sources:
                 if isinstance(source, _Recipe):
                     source.will_be_used()
+                else:
+                    _tell(source)
         self._uses += 1
 
     def build(self) -> Tensor:
@@ -71,6 +73,7 @@ class _Recorder:
     def pack(self, tensor: Tensor) -> Tensor | _Saved:
         recipe = self._recipes.get(tensor.untyped_storage())
         if recipe is None:
+            _tell(tensor)
             return tensor
         recipe.will_be_used()
         return _Saved(recipe, tensor.size(), tensor.stride(), tensor.storage_offset())
@@ -80,6 +83,9 @@ class _Recorder:
 
 
 _recorder: ContextVar[_Recorder | None] = ContextVar("manystream_recorder", default=None)
+_observer: ContextVar[Callable[[Tensor], object] | None] = ContextVar(
+    "manystream_observer", default=None
+)
 
 
 @contextmanager
@@ -99,6 +105,27 @@ def recording() -> Iterator[None]:
     finally:
         _recorder.reset(token)
         recorder.clear()
+
+
+@contextmanager
+def observing(observer: Callable[[Tensor], object]) -> Iterator[None]:
+    """Tell an observer of every tensor that a recording keeps for the backward pass.
+
+    That is what autograd saves and no recipe replaces, and what the recipes in its place start
+    from; a tensor may be told more than once. Hooks for saved tensors from outside of a recording
+    see neither.
+    """
+    token = _observer.set(observer)
+    try:
+        yield
+    finally:
+        _observer.reset(token)
+
+
+def _tell(kept: Tensor) -> None:
+    observer = _observer.get()
+    if observer is not None:
+        observer(kept)
 
 
 def register(output: Tensor, function: Callable[..., Tensor], *sources: Tensor) -> None:

@@ -1,104 +1,185 @@
-"""Count memory by its storages: exact and repeatable on the CPU, the allocator's own on a GPU."""
+"""What a training step of a network takes: its peak, and what it keeps for backward, and where."""
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Iterable
-from typing import Any
+import copy
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from manystream.layers import BasicBlock, Bottleneck, StreamConv2d, StreamNormAct2d
+from manystream.memory.counting import peak_bytes, watching_kept
+from manystream.models import StreamNetwork
+from manystream.streams import StreamBatch
+
+Kind = Literal[
+    "raw output", "integrated raw output", "activation", "block output", "index", "other"
+]
+"""What a kept tensor is: a stream convolution's output; the integrated one; what a norm with its
+ReLU and pool gives inside a block; what a block gives; integers; and the rest, such as statistics
+and kernels in reduced precision."""
 
 
-def kept_bytes(forward: Callable[[], Tensor], exclude: Iterable[Tensor] = ()) -> int:
-    """Bytes that a forward pass keeps alive for its backward pass.
+@dataclass(frozen=True)
+class MemoryReport:
+    """Memory of one training step, beyond parameters, buffers, gradients and the batch.
 
-    Every storage counts once, whole, however many tensors are views of it.
+    Attributes:
+        peak_allocated_bytes: most bytes alive at once beyond those before the step.
+        peak_reserved_bytes: most bytes that the allocator held in all; None on the CPU.
+        kept_bytes: bytes that the forward pass keeps for backward.
+        kept_by_layer: these by the layer that asked for them first, in order of the forward pass.
+        kept_by_kind: these by what they are.
+    """
+
+    peak_allocated_bytes: int
+    peak_reserved_bytes: int | None
+    kept_bytes: int
+    kept_by_layer: dict[str, int]
+    kept_by_kind: dict[Kind, int]
+
+
+def measure(
+    network: StreamNetwork, batch: StreamBatch, autocast_dtype: torch.dtype | None = None
+) -> MemoryReport:
+    """Measure a training step on the batch's device; the network stays as it is.
+
+    The step is forward, cross-entropy and backward. Gradients exist before it and are not counted.
 
     Args:
-        forward: runs the forward pass and returns what the backward pass would start from.
-        exclude: tensors that live anyway, such as parameters and inputs.
+        network: the network; a copy of it is measured.
+        batch: a batch with targets.
+        autocast_dtype: precision of the forward pass, for example ``torch.bfloat16``.
+
+    Raises:
+        ValueError: if the batch has no target.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> from manystream.models import StreamResNet
+        >>> net = StreamResNet(widths=(4, 4, 4, 4), in_channels=[3, 1], num_classes=2)
+        >>> images = [torch.zeros(2, 3, 32, 32), torch.zeros(2, 1, 32, 32)]
+        >>> batch = replace(net.to_batch(images), target=torch.tensor([0, 1]))
+        >>> report = measure(net, batch)
+        >>> report.kept_bytes <= report.peak_allocated_bytes
+        True
+    """
+    target = batch.target
+    if target is None:
+        raise ValueError("the batch has no target; expected one to take a loss from")
+    device = batch.streams[0].device
+    trained = copy.deepcopy(network).to(device).train()
+    batch = trained.to_batch(batch)
+
+    def loss() -> Tensor:
+        with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None):
+            return F.cross_entropy(trained(batch), target)
+
+    loss().backward()  # Makes the gradients.
+    lives = [*trained.parameters(), *trained.buffers(), *batch.streams, target]
+    by_layer, by_kind = kept_by(trained, loss, lives)
+    return MemoryReport(
+        peak_bytes(lambda: loss().backward(), device),
+        torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None,
+        sum(by_layer.values()),
+        by_layer,
+        by_kind,
+    )
+
+
+def kept_by(
+    network: nn.Module, forward: Callable[[], Tensor], exclude: Iterable[Tensor | None] = ()
+) -> tuple[dict[str, int], dict[Kind, int]]:
+    """Bytes that a forward pass keeps for backward, by layer and by kind.
+
+    Args:
+        network: whose layers are told apart; hooks are put on it and taken off.
+        forward: runs it and returns what the backward pass would start from.
+        exclude: tensors that live anyway.
 
     Returns:
-        Bytes of the storages that autograd saved.
-
-    Example:
-        >>> x = torch.ones(10, requires_grad=True)
-        >>> kept_bytes(lambda: x.exp().sum())
-        40
+        Bytes by name of the layer that was running, ``""`` outside of all; bytes by kind.
     """
-    kept: dict[int, int] = {}
+    kept: dict[torch.UntypedStorage, tuple[str, bool]] = {}
+    running: list[str] = [""]
 
-    def save(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+    def save(tensor: Tensor) -> None:
+        is_index = not (tensor.is_floating_point() or tensor.is_complex())
+        kept.setdefault(tensor.untyped_storage(), (running[-1], is_index))
 
-    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
-        # The result holds the graph, and so the storages, until they have been counted.
+    with _labelling(network) as labels, _tracking(network, running), watching_kept(save):
+        # The result holds the graph; labels are looked up before it goes.
         result = forward()
-    for tensor in exclude:
-        kept.pop(tensor.untyped_storage().data_ptr(), None)
+        for tensor in exclude:
+            if tensor is not None:
+                kept.pop(tensor.untyped_storage(), None)
+        by_layer: dict[str, int] = defaultdict(int)
+        by_kind: dict[Kind, int] = defaultdict(int)
+        for storage, (layer, is_index) in kept.items():
+            by_layer[layer] += storage.nbytes()
+            by_kind["index" if is_index else labels.get(storage, "other")] += storage.nbytes()
     del result
-    return sum(kept.values())
+    return dict(by_layer), dict(by_kind)
 
 
-def peak_bytes(function: Callable[[], object], device: torch.device | str = "cpu") -> int:
-    """Most bytes that were alive at once in a call, beyond those alive before it.
+@contextmanager
+def _labelling(network: nn.Module) -> Iterator[WeakKeyDictionary[torch.UntypedStorage, Kind]]:
+    """Say of the storages that layers return what they are; a block's word is the last."""
+    labels: WeakKeyDictionary[torch.UntypedStorage, Kind] = WeakKeyDictionary()
 
-    Args:
-        function: what is measured.
-        device: where it allocates. On CUDA its allocator is asked; elsewhere the storages that
-            operations return are counted, which does not see a kernel's own work space.
+    def label(module: nn.Module, args: Any, output: StreamBatch) -> None:
+        stream, integrated = _kinds(module)
+        labels.update({x.untyped_storage(): stream for x in output.streams})
+        if output.integrated is not None:
+            labels[output.integrated.untyped_storage()] = integrated
 
-    Example:
-        >>> peak_bytes(lambda: torch.ones(10) + torch.ones(10))
-        120
-    """
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before: int = torch.cuda.memory_allocated(device)
-        function()
-        torch.cuda.synchronize(device)
-        peak: int = torch.cuda.max_memory_allocated(device)
-        return peak - before
-    with _StorageCounter() as counter:
-        function()
-    return counter.peak
+    layers = StreamConv2d | StreamNormAct2d | BasicBlock | Bottleneck
+    handles = [m.register_forward_hook(label) for m in network.modules() if isinstance(m, layers)]
+    try:
+        yield labels
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
-class _StorageCounter(TorchDispatchMode):
-    """Follows the life of every storage that an operation returns."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.peak = 0
-        self._alive = 0
-        self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # What comes in and is not known lived before the call, and is not counted.
-        self._known.update(t.untyped_storage() for t in tree_leaves(args) if _is_real(t))
-        result = func(*args, **(kwargs or {}))
-        for tensor in filter(_is_real, tree_leaves(result)):
-            self._count(tensor.untyped_storage())
-        return result
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        if storage in self._known:
-            return
-        self._known.add(storage)
-        size = storage.nbytes()
-        self._alive += size
-        self.peak = max(self.peak, self._alive)
-        weakref.finalize(storage, self._release, size)
-
-    def _release(self, size: int) -> None:
-        self._alive -= size
+def _kinds(module: nn.Module) -> tuple[Kind, Kind]:
+    """What a layer gives on its streams, and on the integrated pathway."""
+    if isinstance(module, StreamConv2d):
+        return "raw output", "integrated raw output"
+    return ("activation",) * 2 if isinstance(module, StreamNormAct2d) else ("block output",) * 2
 
 
-def _is_real(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.device.type != "meta"
+@contextmanager
+def _tracking(network: nn.Module, running: list[str]) -> Iterator[None]:
+    """Keep the name of the layer that runs at the end of a list."""
+    handles = []
+    for name, layer in _layers(network):
+
+        def enter(module: nn.Module, args: Any, name: str = name) -> None:
+            running.append(name)
+
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            running.pop()
+
+        handles += [layer.register_forward_pre_hook(enter), layer.register_forward_hook(leave)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _layers(network: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Stream layers, and what else has no module inside."""
+    for name, child in network.named_children():
+        if isinstance(child, StreamConv2d | StreamNormAct2d) or not list(child.children()):
+            yield prefix + name, child
+        else:
+            yield from _layers(child, f"{prefix}{name}.")

@@ -52,7 +52,7 @@ def contributions(
 
     with _watched(network, record), _evaluating(network):
         network(inputs, present, blanked_mask=blanked_mask)
-    return measured
+    return {layer: measured[layer] for layer in _integrations(network)}
 
 
 @torch.no_grad()

@@ -42,6 +42,12 @@ _RULES = tuple(
     )
 )
 
+# Where a key names a stream; all of them count, so that one that is lost in part is missed.
+_STREAM_NUMBER = re.compile(
+    r"(?:stream_weights|stream_biases|integration_from_streams|stream_mixing_scalars|fc_streams)"
+    r"\.(\d+)|\.stream(\d+)_running_"
+)
+
 _FAMILY_OF = {  # (scalars mix the streams, group norm on the integrated pathway)
     (False, False): "li_net3",
     (False, True): "li_net3_soma",
@@ -100,7 +106,7 @@ def read_original(source: str | Path | Mapping[str, Any]) -> OriginalCheckpoint:
     given = read_state_dict(source)
     left_aside = tuple(key for key in given if _LEFT_ASIDE.fullmatch(key))
     state = {key: tensor for key, tensor in given.items() if key not in left_aside}
-    layout = infer_layout(state)
+    layout = infer_layout(given)
     expected = StreamResNet(**layout).state_dict()
     names = {ours: original_key(ours, layout["family"]) for ours in expected}
     _check_keys(state, expected, names)
@@ -120,7 +126,7 @@ def infer_layout(state: Mapping[str, Tensor]) -> dict[str, Any]:
     Raises:
         ValueError: if the keys are of another network or of mixed families.
     """
-    numbers = [int(m[1]) for key in state if (m := re.fullmatch(r".*\.stream_weights\.(\d+)", key))]
+    numbers = [int(m[1] or m[2]) for key in state if (m := _STREAM_NUMBER.search(key))]
     if not numbers:
         raise ValueError(
             f"not a checkpoint of the original implementation: its keys begin {_shown(state)}; "
@@ -129,6 +135,8 @@ def infer_layout(state: Mapping[str, Tensor]) -> dict[str, Any]:
     stems = [f"conv1.stream_weights.{m}" for m in range(max(numbers) + 1)]
     first_convs = [f"layer{stage}.0.conv1.stream_weights.0" for stage in range(1, 5)]
     _check_present(state, [*stems, *first_convs, "fc.weight"])
+    _check_kernels(state, [*stems, *first_convs], num_dimensions=4)
+    _check_kernels(state, ["fc.weight"], num_dimensions=2)
     bottleneck = any(key.startswith("layer1.0.conv3.") for key in state)
     return {
         "family": _infer_family(state),
@@ -177,8 +185,25 @@ def _infer_family(state: Mapping[str, Tensor]) -> str:
 
 
 def _num_blocks(state: Mapping[str, Tensor], stage: int) -> int:
-    numbers = [int(m[1]) for key in state if (m := re.match(rf"layer{stage}\.(\d+)\.", key))]
-    return max(numbers) + 1
+    numbers = {int(m[1]) for key in state if (m := re.match(rf"layer{stage}\.(\d+)\.", key))}
+    expected = set(range(len(numbers)))
+    _check_present(
+        state, [f"layer{stage}.{number}.conv1.stream_weights.0" for number in expected - numbers]
+    )
+    return len(numbers)
+
+
+def _check_kernels(state: Mapping[str, Tensor], keys: Sequence[str], num_dimensions: int) -> None:
+    wrong = [
+        f"{key} is {state[key].dtype} of shape {tuple(state[key].shape)}"
+        for key in keys
+        if state[key].dim() != num_dimensions or not state[key].is_floating_point()
+    ]
+    if wrong:
+        raise ValueError(
+            f"the checkpoint has tensors of other shapes: {_shown(wrong, '; ')}; "
+            f"expected floating point with {num_dimensions} dimensions"
+        )
 
 
 def _check_present(state: Mapping[str, Tensor], keys: Sequence[str]) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from manystream.data.sampler import select_before_reading
 from manystream.models import StreamNetwork
 from manystream.training.module import ClassifierModule
 from manystream.training.trainer import Batches, trainer_session
@@ -35,8 +34,7 @@ def predict(
     Raises:
         ValueError: if a batch does not fit the network, or there is none.
     """
-    session = trainer_session(progress=progress, accelerator=accelerator)
-    with session as trainer, select_before_reading(loader, None):
+    with trainer_session(progress=progress, accelerator=accelerator) as trainer:
         batches: list[Tensor] = trainer.predict(ClassifierModule(network), Batches(loader))  # type: ignore[assignment]
     if not batches:
         raise ValueError("the loader has no batch; expected at least one")
