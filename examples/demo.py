@@ -7,20 +7,27 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import manystream as ms
-from manystream.cli.commands import print_subsets
+from manystream.cli.output import print_subsets
 from manystream.data.loaders import DataOptions, training_data
 from manystream.training import FitOptions, evaluate_subsets
 from manystream.training.report import Run, write_report
 
 OUT = Path("demo")
-DATA = DataOptions(image_size=48, batch_size=64, num_scenes=2400, num_workers=2)
-PLAIN = FitOptions(epochs=30, learning_rate=3e-3)
-ROBUST = replace(PLAIN, modality_dropout=True, modality_dropout_rate=0.5, modality_dropout_ramp=8)
+DATA = DataOptions(image_size=64, num_scenes=3000, augment=False)
+PLAIN = FitOptions(epochs=20, learning_rate=3e-3)
+ROBUST = replace(
+    PLAIN,
+    modality_dropout=True,
+    modality_dropout_rate=[0.4, 0.2],
+    modality_dropout_start=3,
+    modality_dropout_ramp=8,
+)
 
 
 def main() -> None:
     """Train both networks on the same scenes, then print and write the comparison."""
     print("RGB-D scenes of 12 classes are rendered as they are needed; nothing is downloaded.")
+    print("By their making, colour alone can tell half of them apart, depth alone a third.")
     runs = [train("without modality dropout", PLAIN), train("with modality dropout", ROBUST)]
     print_subsets({run.name: run.subsets for run in runs})
     page = write_report(runs, OUT, "manystream demo: what happens when a sensor is missing")

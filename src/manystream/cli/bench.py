@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from manystream.classifier import create_model
 from manystream.cli.options import BenchMemoryOptions
+from manystream.cli.output import console, fresh_path, say
 from manystream.memory.bench import (
     modes_and_baselines,
     plot,
@@ -23,10 +22,7 @@ from manystream.memory.case import Case
 
 def bench_memory(options: BenchMemoryOptions) -> None:
     """Measure every case, print the table, write numbers and plot."""
-    out = options.out or Path("runs") / f"bench-memory-{datetime.now():%Y%m%d-%H%M%S}"
-    if out.exists():
-        raise ValueError(f"--out {out} exists; name a folder that does not, nothing is overwritten")
-    console = Console()
+    out = fresh_path(options.out, "bench-memory")
     cases = modes_and_baselines(_case(options), _existing(options.baselines))
     rows = []
     with console.status("measuring") as status:
@@ -37,7 +33,7 @@ def bench_memory(options: BenchMemoryOptions) -> None:
     save(out / "memory.json", rows)
     plot(out / "memory.png", rows)
     console.print(table_of(rows))
-    console.print(f"numbers and plot are in {out}", markup=False, highlight=False, soft_wrap=True)
+    say(f"numbers and plot are in {out}")
 
 
 def _case(options: BenchMemoryOptions) -> Case:

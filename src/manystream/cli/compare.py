@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import torch
 from rich.table import Table
-from torch import Tensor
 
 from manystream.classifier import create_model
 from manystream.cli.options import CompareOptions
 from manystream.cli.output import console, fresh_path, plain, print_subsets, say
 from manystream.data.loaders import DataOptions, TrainingData, training_data
+from manystream.streams import StreamBatch
 from manystream.training import evaluate_subsets
 from manystream.training.cost import measure_step
 from manystream.training.report import Run, write_report
@@ -47,6 +48,7 @@ def _load(data: DataOptions, options: CompareOptions) -> TrainingData:
 
 
 def _run(name: str, family: str, data: TrainingData, options: CompareOptions, folder: Path) -> Run:
+    torch.manual_seed(options.fit.seed)
     model = create_model(
         family,
         **asdict(options.model),
@@ -58,8 +60,15 @@ def _run(name: str, family: str, data: TrainingData, options: CompareOptions, fo
         fit = replace(fit, modality_dropout=False)
     history = model.fit(data.train, data.val, fit, out_dir=folder)
     subsets = evaluate_subsets(model, data.val, accelerator=fit.accelerator)
-    cost = measure_step(model, next(iter(data.train)))
+    cost = measure_step(model, _first_batch(data, fit.accelerator))
     return Run(name, history, subsets, plain(asdict(options)), cost)
+
+
+def _first_batch(data: TrainingData, accelerator: str) -> StreamBatch:
+    """One training batch on the device that the network was trained on."""
+    batch: StreamBatch = next(iter(data.train))
+    on_gpu = accelerator != "cpu" and torch.cuda.is_available()
+    return batch.to("cuda") if on_gpu else batch
 
 
 def _print_costs(runs: list[Run]) -> None:

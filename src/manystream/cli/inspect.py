@@ -35,6 +35,6 @@ def _print_layers(by_layer: dict[str, dict[str, float]]) -> None:
     table = Table("layer", *(f"{name}, rms" for name in names), "share of " + names[0])
     for layer, values in by_layer.items():
         total = sum(values.values())
-        share = f"{values[names[0]] / total:.0%}" if total > 0 else "–"
+        share = f"{values[names[0]] / total:.0%}" if total > 0 else ""
         table.add_row(layer, *(f"{values[name]:.3g}" for name in names), share)
     console.print(table)

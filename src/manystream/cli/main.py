@@ -11,18 +11,30 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from manystream import __version__
 from manystream.cli.bench import bench_memory
-from manystream.cli.commands import complain, evaluate, predict, train
+from manystream.cli.compare import compare
+from manystream.cli.convert import convert
+from manystream.cli.evaluate import evaluate
+from manystream.cli.inspect import inspect
 from manystream.cli.options import (
     BenchMemoryOptions,
+    CompareOptions,
+    ConvertOptions,
     EvaluateOptions,
+    InspectOptions,
     PredictOptions,
     TrainOptions,
 )
+from manystream.cli.output import complain
+from manystream.cli.predict import predict
+from manystream.cli.train import train
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "train": (TrainOptions, train),
     "evaluate": (EvaluateOptions, evaluate),
     "predict": (PredictOptions, predict),
+    "compare": (CompareOptions, compare),
+    "inspect": (InspectOptions, inspect),
+    "convert": (ConvertOptions, convert),
     "bench memory": (BenchMemoryOptions, bench_memory),
 }
 

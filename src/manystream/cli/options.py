@@ -9,8 +9,8 @@ import torch
 
 from manystream.classifier import create_model
 from manystream.data.loaders import DataOptions, OnError
-from manystream.models.memory_modes import MemoryMode
 from manystream.memory.case import Precision
+from manystream.models.memory_modes import MemoryMode
 from manystream.training import FitOptions
 
 
@@ -101,8 +101,11 @@ class PredictOptions:
 
 @dataclass
 class CompareOptions:
-    """Train several families on the same data; print and plot their accuracy for every subset of
-    streams, their parameters, and the memory and time of a training step."""
+    """Train several families on the same data and compare them.
+
+    Prints and plots their accuracy for every subset of the streams, their parameters, and the
+    memory and time of a training step.
+    """
 
     families: list[str] = field(
         default_factory=lambda: ["li_net3", "late_fusion", "early_fusion", "single_stream"]
@@ -132,8 +135,10 @@ class ConvertOptions:
 
 @dataclass
 class InspectOptions:
-    """Show how much each stream contributes to the integrated pathway at every layer, for one
-    batch, and the learned mixing weights."""
+    """Show how much each stream contributes to the integrated pathway at every layer.
+
+    Prints, plots and writes it for one batch, and the learned mixing weights beside it.
+    """
 
     model: Path
     """The model.safetensors that training wrote."""
@@ -145,8 +150,9 @@ class InspectOptions:
 
 @dataclass
 class BenchMemoryOptions(ResNetOptions):
-    """Measure a training step in every memory mode and in what users run instead: memory, what is
-    kept for backward, and time, each in a fresh process.
+    """Measure a training step in every memory mode, and in what users run instead.
+
+    Memory, what is kept for backward, and time, each in a fresh process.
 
     Raises:
         ValueError: if a number is out of its range.

@@ -24,9 +24,9 @@ from manystream.layers import BasicBlock, Bottleneck, StreamConv2d, StreamNormAc
 
 MemoryMode = Literal["fast", "balanced", "lean", "min"]
 
-# One block's output in so many is kept. Counted on the CPU, 96×96, the peak of a step beside that of
-# fast: lean 0.61, 0.54, 0.66 (ResNet-18) and 0.66, 0.52, 0.47 (ResNet-50) for 1, 2 and 4; min 0.48,
-# 0.64 and 0.34, 0.37 for 1 and 2. A longer chain keeps less but rebuilds more at once.
+# One block's output in so many is kept. Peak of a step beside that of fast, counted on the CPU at
+# 96×96, for 1, 2 and 4: lean 0.61, 0.54, 0.66 (ResNet-18) and 0.66, 0.52, 0.47 (ResNet-50); for 1
+# and 2: min 0.48, 0.64 and 0.34, 0.37. A longer chain keeps less but rebuilds more at once.
 _KEPT_EVERY: dict[str, int] = {"fast": 1, "balanced": 1, "lean": 2, "min": 1}
 
 

@@ -126,13 +126,19 @@ def infer_layout(state: Mapping[str, Tensor]) -> dict[str, Any]:
     Raises:
         ValueError: if the keys are of another network or of mixed families.
     """
-    numbers = [int(m[1] or m[2]) for key in state if (m := _STREAM_NUMBER.search(key))]
-    if not numbers:
+    named = {int(m[1] or m[2]): key for key in state if (m := _STREAM_NUMBER.search(key))}
+    if not named:
         raise ValueError(
             f"not a checkpoint of the original implementation: its keys begin {_shown(state)}; "
             "expected conv1.stream_weights.0, layer1.0.conv1.stream_weights.0, …, fc.weight"
         )
-    stems = [f"conv1.stream_weights.{m}" for m in range(max(numbers) + 1)]
+    stems = [f"conv1.stream_weights.{m}" for m in range(max(named) + 1)]
+    lost = [m for m in named if stems[m] not in state]
+    if lost:
+        raise ValueError(
+            f"the checkpoint is truncated or lacks a stream: expected {stems[lost[0]]}, "
+            f"since it has {named[lost[0]]}"
+        )
     first_convs = [f"layer{stage}.0.conv1.stream_weights.0" for stage in range(1, 5)]
     _check_present(state, [*stems, *first_convs, "fc.weight"])
     _check_kernels(state, [*stems, *first_convs], num_dimensions=4)

@@ -1,0 +1,102 @@
+"""What commands share: where they print, tables, folders to write into, trained models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from torch.utils.data import DataLoader
+
+from manystream.classifier import StreamClassifier
+from manystream.data.dataset import StreamDataset
+from manystream.data.loaders import DataOptions, make_loader, open_split
+from manystream.data.preprocessing import Preprocessing
+from manystream.data.transforms import EvalTransform
+from manystream.streams import StreamBatch
+
+console = Console()
+
+
+def say(line: str) -> None:
+    """Print a line as it is."""
+    _print(console, line)
+
+
+def complain(line: str) -> None:
+    """Print a message of failure to the standard error."""
+    _print(Console(stderr=True), line, style="red")
+
+
+def print_subsets(runs: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
+    """Print accuracies for every subset of streams; for several runs the mean class accuracy.
+
+    Args:
+        runs: by the name of the run and the streams present, what ``evaluate`` measured.
+    """
+    table = Table("streams present")
+    single = len(runs) == 1
+    quantities = ("mean_class_accuracy", "accuracy") if single else ("mean_class_accuracy",)
+    for name in ("mean class accuracy", "accuracy") if single else runs:
+        table.add_column(name, justify="right")
+    for subset in dict.fromkeys(subset for measured in runs.values() for subset in measured):
+        cells = [
+            f"{measured[subset][quantity]:.1%}" if subset in measured else ""
+            for measured in runs.values()
+            for quantity in quantities
+        ]
+        table.add_row(subset, *cells)
+    table.caption = None if single else "mean class accuracy"
+    console.print(table)
+
+
+def fresh_path(out: Path | None, prefix: str = "") -> Path:
+    """The path to write to, by default one in ``runs`` with the date and time.
+
+    Raises:
+        ValueError: if it exists.
+    """
+    now = datetime.now().strftime("%Y%m%d-%H%M%S")
+    out = out or Path("runs") / "-".join(filter(None, (prefix, now)))
+    if out.exists():
+        raise ValueError(f"--out {out} exists; name a path that does not, nothing is overwritten")
+    return out
+
+
+def plain(values: Any) -> Any:
+    """Values that YAML and JSON can hold."""
+    if isinstance(values, dict):
+        return {key: plain(value) for key, value in values.items()}
+    return str(values) if isinstance(values, Path) else values
+
+
+def trained_with(model: StreamClassifier, path: Path) -> tuple[Preprocessing, tuple[str, ...]]:
+    """How a model's images were prepared in training, and its classes.
+
+    Raises:
+        ValueError: if the file does not say.
+    """
+    if model.preprocessing is None or model.classes is None:
+        raise ValueError(
+            f"{path} does not say how its images were prepared; expected a model that "
+            "`manystream train` wrote"
+        )
+    return Preprocessing.from_dict(model.preprocessing), model.classes
+
+
+def evaluation_loader(
+    model: StreamClassifier, path: Path, options: DataOptions
+) -> DataLoader[StreamBatch]:
+    """Batches of ``val_split``, prepared as the model's images were in training."""
+    preprocessing, classes = trained_with(model, path)
+    options.image_size = max(preprocessing.size)
+    source, _ = open_split(options, options.val_split, preprocessing.streams, classes, say)
+    return make_loader(StreamDataset(source, EvalTransform(preprocessing)), options)
+
+
+def _print(to: Console, line: str, style: str | None = None) -> None:
+    # Soft wrapping breaks no path in two.
+    to.print(line, style=style, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,48 @@
+"""`manystream predict`: class probabilities of a folder's images, as CSV."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from manystream.classifier import load_model
+from manystream.cli.options import PredictOptions
+from manystream.cli.output import say, trained_with
+from manystream.data.dataset import StreamDataset
+from manystream.data.loaders import DataOptions, make_loader, open_unlabelled
+from manystream.data.transforms import EvalTransform
+from manystream.data.unlabelled import UnlabelledFolder
+
+
+def predict(options: PredictOptions) -> None:
+    """Read, predict and write."""
+    model = load_model(options.model)
+    preprocessing, classes = trained_with(model, options.model)
+    if options.out.is_dir():
+        raise ValueError(f"--out {options.out} is a folder; expected the CSV file to write")
+    source = open_unlabelled(options.folder, preprocessing.streams, options.on_error, say)
+    loader = make_loader(
+        StreamDataset(source, EvalTransform(preprocessing)),
+        DataOptions(batch_size=options.batch_size, num_workers=options.num_workers),
+    )
+    probabilities = model.predict(loader, progress=True)
+    _write_predictions(options.out, source, probabilities, classes)
+    say(f"{len(source.ids)} predictions in {options.out}")
+
+
+def _write_predictions(
+    path: Path, source: UnlabelledFolder, probabilities: Tensor, classes: Sequence[str]
+) -> None:
+    best, winner = probabilities.max(dim=1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "streams", "class", "probability", *classes])
+        for i, sample_id in enumerate(source.ids):
+            has = [s.name for s, p in zip(source.streams, source.present[i], strict=True) if p]
+            every = [f"{p:.4f}" for p in probabilities[i].tolist()]
+            row = [sample_id, " + ".join(has), classes[int(winner[i])], f"{best[i]:.4f}", *every]
+            writer.writerow(row)
