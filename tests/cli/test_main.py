@@ -247,7 +247,7 @@ def test_a_configuration_that_cannot_be(tmp_path, capsys, text, message):
 def test_a_folder_that_exists_is_not_written_into(tmp_path, capsys):
     (tmp_path / "precious.txt").write_text("42")
     assert train(tmp_path) == 2
-    assert f"--out {tmp_path} exists; name a folder that does not" in capsys.readouterr().err
+    assert f"--out {tmp_path} exists; name one that does not" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
 
 

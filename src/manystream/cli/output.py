@@ -62,7 +62,7 @@ def fresh_path(out: Path | None, prefix: str = "") -> Path:
     now = datetime.now().strftime("%Y%m%d-%H%M%S")
     out = out or Path("runs") / "-".join(filter(None, (prefix, now)))
     if out.exists():
-        raise ValueError(f"--out {out} exists; name a path that does not, nothing is overwritten")
+        raise ValueError(f"--out {out} exists; name one that does not, nothing is overwritten")
     return out
 
 
