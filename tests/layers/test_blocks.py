@@ -40,7 +40,7 @@ def test_a_projection_only_where_the_size_changes(
         assert [c.kernel_size for c in conv.streams] == [(1, 1)] * 2
         assert [c.stride for c in conv.streams] == [(stride, stride)] * 2
         assert conv.integration.integrated_weight.shape == (out_channels, in_channels, 1, 1)
-        assert norm.activation is False
+        assert norm.after.relu is False
 
 
 def test_where_each_block_strides() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from manystream.functional import remat
 from manystream.functional._mixing import AddMixed, AddScaled
+from manystream.functional.conv import compute_dtype
 
 
 def linear_integrate(
@@ -61,8 +62,9 @@ def linear_integrate(
         >>> linear_integrate(raw, kernels, [slice(0, 2), slice(1, 2)], 2).flatten()
         tensor([2., 5.])
     """
-    previous = _Previous(integrated_weight, bias, stride, num_samples, weights[0].shape[0])
-    return _integrate(AddMixed, previous, integrated, rows, raw, weights, rebuild)
+    previous = _Previous(bias, stride, num_samples, weights[0].shape[0])
+    z = () if integrated is None or integrated_weight is None else (integrated, integrated_weight)
+    return _integrate(AddMixed, previous, tuple(rows), raw, weights, z, rebuild)
 
 
 def scalar_integrate(
@@ -114,69 +116,68 @@ def scalar_integrate(
         >>> scalar_integrate(raw, scalars, [slice(0, 2), slice(1, 2)], 2).flatten()
         tensor([2., 5.])
     """
-    if integrated_weight is not None and integrated_scalar is not None:
-        integrated_weight = integrated_weight * integrated_scalar
-    previous = _Previous(integrated_weight, bias, stride, num_samples, raw[0].shape[1])
-    return _integrate(AddScaled, previous, integrated, rows, raw, scalars, rebuild)
+    previous = _Previous(bias, stride, num_samples, raw[0].shape[1])
+    z: tuple[Tensor, ...] = ()
+    if integrated is not None and integrated_weight is not None:
+        z = (integrated, _scaled(integrated_weight, integrated_scalar))
+    return _integrate(AddScaled, previous, tuple(rows), raw, scalars, z, rebuild)
+
+
+def _scaled(weight: Tensor, scalar: Tensor | None) -> Tensor:
+    if scalar is None:
+        return weight
+    scaled = weight * scalar
+    remat.register(scaled, torch.mul, weight, scalar)
+    return scaled
 
 
 @dataclass(frozen=True)
 class _Previous:
     """The integrated input's share of the output, which the streams are then added to."""
 
-    weight: Tensor | None
     bias: Tensor | None
     stride: int
     num_samples: int
     channels: int
 
-    def __call__(self, integrated: Tensor | None, raw: Tensor) -> Tensor:
-        if integrated is None or self.weight is None:
+    def __call__(self, raw: Tensor, integrated: Tensor | None = None, *weight: Tensor) -> Tensor:
+        if integrated is None:
             return self._start(raw)
-        out = F.conv2d(integrated, self.weight, self.bias, self.stride)
+        out = F.conv2d(integrated, weight[0], self.bias, self.stride)
         return out.contiguous(memory_format=torch.channels_last)
 
     def _start(self, raw: Tensor) -> Tensor:
         """Without an integrated input, the output starts from the bias, or from zero."""
         shape = (self.num_samples, self.channels, *raw.shape[2:])
         out = torch.empty(
-            shape, dtype=_dtype(raw), device=raw.device, memory_format=torch.channels_last
+            shape, dtype=raw.dtype, device=raw.device, memory_format=torch.channels_last
         )
         return out.zero_() if self.bias is None else out.copy_(self.bias.view(-1, 1, 1))
-
-    def detached(self, dtype: torch.dtype) -> _Previous:
-        """The same on plain tensors of that dtype, to run without gradients and autocast."""
-        weight, bias = (
-            None if t is None else t.detach().to(dtype) for t in (self.weight, self.bias)
-        )
-        return replace(self, weight=weight, bias=bias)
-
-
-def _dtype(x: Tensor) -> torch.dtype:
-    """What a convolution of x would compute in."""
-    device = x.device.type
-    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
-        return torch.get_autocast_dtype(device)
-    return x.dtype
 
 
 def _integrate(
     operation: type[AddMixed] | type[AddScaled],
     previous: _Previous,
-    integrated: Tensor | None,
-    rows: Sequence[slice | Tensor],
+    rows: tuple[slice | Tensor, ...],
     raw: Sequence[Tensor],
     parameters: Sequence[Tensor],
+    z: tuple[Tensor, ...],
     rebuild: bool,
 ) -> Tensor:
-    start = previous(integrated, raw[0])
-    raw, parameters = ([t.to(start.dtype) for t in ts] for ts in (raw, parameters))
-    with torch.autocast(start.device.type, enabled=False):
-        out: Tensor = operation.apply(start, tuple(rows), *raw, *parameters)
+    """Integrate; ``z`` is the integrated input and its kernel, or empty."""
+    dtype = compute_dtype(raw[0])
+    if previous.bias is not None:
+        previous = replace(previous, bias=previous.bias.to(dtype))
+    raw = [x.to(dtype) for x in raw]
+    cast_z = tuple(remat.cast(t, dtype) for t in z)
+    with torch.autocast(raw[0].device.type, enabled=False):
+        start = previous(raw[0], *cast_z)
+        out: Tensor = operation.apply(
+            start, rows, *raw, *(remat.cast(t, dtype) for t in parameters)
+        )
     if rebuild:
-        fixed = [t.detach() for t in parameters]
-        again = partial(_again, operation, previous.detached(out.dtype), tuple(rows), fixed)
-        remat.register(out, again, *raw, *([] if integrated is None else [integrated]))
+        again = partial(_again, operation, previous, rows)
+        remat.register(out, again, *raw, *parameters, *z)
     return out
 
 
@@ -184,11 +185,11 @@ def _again(
     operation: type[AddMixed] | type[AddScaled],
     previous: _Previous,
     rows: tuple[slice | Tensor, ...],
-    parameters: Sequence[Tensor],
     *sources: Tensor,
 ) -> Tensor:
-    """Integrate once more, without gradients; the sources are the raw outputs and maybe z."""
-    raw, integrated = sources[: len(rows)], sources[len(rows) :]
-    out = previous(integrated[0].to(raw[0].dtype) if integrated else None, raw[0])
-    operation.add(out, rows, raw, parameters)
+    """Integrate once more; the sources are raw outputs, parameters, and what z holds."""
+    num_streams = len(rows)
+    raw, rest = sources[:num_streams], [t.to(sources[0].dtype) for t in sources[num_streams:]]
+    out = previous(raw[0], *rest[num_streams:])
+    operation.add(out, rows, raw, rest[:num_streams])
     return out

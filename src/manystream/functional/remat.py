@@ -142,6 +142,20 @@ def register(output: Tensor, function: Callable[..., Tensor], *sources: Tensor) 
         recorder.register(output, _plainly(function, output.device.type), *sources)
 
 
+def is_recording() -> bool:
+    """Whether a forward pass is being recorded."""
+    return _recorder.get() is not None
+
+
+def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Cast a parameter; while recording, its copy is made again in the backward pass, not kept."""
+    if tensor.dtype == dtype:
+        return tensor
+    copy = tensor.to(dtype)
+    register(copy, lambda source: source.to(dtype), tensor)
+    return copy
+
+
 def _plainly(function: Callable[..., Tensor], device_type: str) -> Callable[..., Tensor]:
     def run(*sources: Tensor) -> Tensor:
         with torch.no_grad(), torch.autocast(device_type, enabled=False):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from manystream.functional import remat
+from manystream.functional.conv import conv2d
 from manystream.layers.integration import IntegrationRule, LinearIntegration
 from manystream.streams import StreamBatch
 
@@ -80,16 +80,10 @@ class StreamConv2d(nn.Module):
 
     def _raw(self, conv: nn.Module, x: Tensor) -> Tensor:
         assert isinstance(conv, nn.Conv2d)
-        if conv.bias is None:
+        if conv.bias is None and not remat.is_recording():
             y: Tensor = conv(x)
-        else:
-            y = F.conv2d(x, conv.weight, None, conv.stride, conv.padding)
-        if self.rebuild_streams:
-            weight = conv.weight.detach().to(y.dtype)
-            stride, padding = conv.stride, conv.padding
-            remat.register(y, lambda x: F.conv2d(x.to(y_dtype), weight, None, stride, padding), x)
-            y_dtype = y.dtype
-        return y
+            return y
+        return conv2d(x, conv.weight, conv.stride, conv.padding, rebuild=self.rebuild_streams)
 
 
 def _biased(conv: nn.Module, raw: Tensor) -> Tensor:

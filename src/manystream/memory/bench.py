@@ -10,6 +10,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -59,8 +60,7 @@ def run_cases(cases: Iterable[Case], seconds: float = float("inf")) -> Iterator[
             yield {**asdict(case), **measured}
     finally:
         for _, process in started:
-            process.kill()
-            process.communicate()
+            _stop(process)
 
 
 def with_ratios(rows: Sequence[Row]) -> list[Row]:
@@ -133,7 +133,7 @@ def environment() -> dict[str, str]:
 def _start(case: Case) -> subprocess.Popen[str]:
     changes = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"} if case.expandable else {}
     return subprocess.Popen(
-        [sys.executable, "-m", "manystream.memory.case"],
+        [sys.executable, "-m", "manystream.memory.worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -147,13 +147,18 @@ def _finish(case: Case, process: subprocess.Popen[str], seconds: float) -> dict[
     try:
         out, err = process.communicate(case.to_json() + "\n", timeout=timeout)
     except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
+        _stop(process)
         return {"error": "no time left"}
     if process.returncode != 0 or not out.strip():
         return {"error": (err.strip().splitlines() or [f"status {process.returncode}"])[-1]}
     result: dict[str, Any] = json.loads(out.strip().splitlines()[-1])
     return result
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    with suppress(BrokenPipeError), process:  # Closes the pipes; what was not read is lost.
+        pass
 
 
 def _cells(row: Row) -> list[str]:

@@ -1,0 +1,49 @@
+"""A stream's convolution, for a forward pass that keeps little."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from manystream.functional import remat
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """What a convolution of x computes in: autocast's type where it is on."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return x.dtype
+
+
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    stride: int | tuple[int, ...] = 1,
+    padding: int | str | tuple[int, ...] = 0,
+    *,
+    rebuild: bool = False,
+) -> Tensor:
+    """``F.conv2d`` that keeps no copy of its kernel in autocast's type while recording.
+
+    Args:
+        x: shape (B, C, H, W).
+        weight: shape (C', C, k, k).
+        stride: step of the kernel.
+        padding: zero padding.
+        rebuild: whether the output may be rebuilt from x instead of kept, see
+            :mod:`manystream.functional.remat`.
+
+    Returns:
+        Shape (B, C', H', W').
+    """
+    dtype = compute_dtype(x)
+    y = F.conv2d(x, remat.cast(weight, dtype), None, stride, padding)
+    if rebuild:
+
+        def compute(x: Tensor, weight: Tensor) -> Tensor:
+            return F.conv2d(x.to(dtype), weight.to(dtype), None, stride, padding)
+
+        remat.register(y, compute, x, weight)
+    return y
