@@ -219,7 +219,9 @@ class _NormAct(torch.autograd.Function):
             y = _forward(norm, After(after.relu), weight, bias)(x, residual)
             grad = _pool_backward(grad, y, after.pool)
         if after.relu:
-            grad = torch.ops.aten.threshold_backward(grad, y, 0)
+            # What a pool gives back is ours to change; another gradient may have other readers.
+            own = grad if after.pool is not None else torch.empty_like(grad)
+            grad = torch.ops.aten.threshold_backward.grad_input(grad, y, 0, grad_input=own)
         del y
         mask = [needs_x, needs_weight, needs_bias]
         grad_x, grad_weight, grad_bias = norm.backward(grad, x, weight, mask)
