@@ -155,8 +155,10 @@ def test_each_mode_keeps_less_than_the_one_before(block, layers):
     for mode in ("fast", *MODES):
         net.memory = mode
         peaks.append(peak_bytes(lambda: step(net, images, mask)))
-    assert peaks == sorted(peaks, reverse=True)
-    assert peaks[2] < 0.7 * peaks[0], "lean saves a third at the least"
+    fast, balanced, lean, least = peaks
+    assert fast > balanced > lean
+    assert lean < 0.7 * fast, "lean saves a third at the least"
+    assert least < (lean if block == "bottleneck" else balanced), "basic blocks hold little else"
 
 
 @pytest.mark.parametrize("mode", MODES)
