@@ -29,10 +29,10 @@ MemoryMode = Literal["fast", "balanced", "lean", "min"]
 _LEAN_KEEPS_EVERY = 3
 """In lean, the outputs of the first block and of one block in so many are kept.
 
-Measured on an H200 at 224 pixels in bf16: peak of a step in MB for ResNet-18 at batch 32 and 128 and
-ResNet-50 at batch 32: every block 482, 1847, 2391; every second 455, 1794, 1870; every third 596,
-2346, 1781; the first and every third 425, 1658, 1926; none 602, 2346, 2735. A longer chain keeps
-less, but rebuilds more at once, and the first block's chain would reach into the stem.
+Measured on an H200 at 224 pixels in bf16: peak of a step in MB for ResNet-18 at batch 32 and at 128
+and ResNet-50 at batch 32. Every block 482, 1847, 2391; every second 455, 1794, 1870; every third
+596, 2346, 1781; the first and every third 425, 1658, 1926; none 602, 2346, 2735. A longer chain
+keeps less, but rebuilds more at once, and the first block's chain would reach into the stem.
 """
 
 
