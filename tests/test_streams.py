@@ -54,6 +54,7 @@ def test_all_present_streams_are_not_copied() -> None:
         ([RGB, DEPTH[..., :5]], r"differ in batch size, height or width: .*'depth' is \(3, 1, 4,"),
         ([RGB, DEPTH[:, :, :3]], r"differ in batch size, height or width: .*\(3, 1, 3, 6\)"),
         ([DEPTH, DEPTH], r"stream 'rgb' has shape \(3, 1, 4, 6\); expected \(B, 3, H, W\)"),
+        ([RGB.numpy(), DEPTH], r"stream 'rgb' is ndarray; expected a torch\.Tensor"),
         ([RGB, DEPTH[0]], r"stream 'depth' has shape \(1, 4, 6\); expected \(B, 1, H, W\)"),
         ({"rgb": RGB, "thermal": DEPTH}, "unknown stream 'thermal'; .* streams are rgb, depth"),
         ([None, None], "inputs hold no stream; expected at least one of rgb, depth"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -162,9 +163,11 @@ def _by_name(inputs: Inputs | Tensor, names: list[str]) -> dict[str, Tensor]:
     return {n: inputs[n] for n in names if n in inputs}
 
 
-def _check_images(images: Mapping[str, Tensor], in_channels: Mapping[str, int]) -> None:
+def _check_images(images: Mapping[str, Any], in_channels: Mapping[str, int]) -> None:
     first_name, first = next(iter(images.items()))
     for name, x in images.items():
+        if not isinstance(x, Tensor):
+            raise ValueError(f"stream {name!r} is {type(x).__name__}; expected a torch.Tensor")
         if x.dim() != 4 or x.shape[1] != in_channels[name]:
             raise ValueError(
                 f"stream {name!r} has shape {tuple(x.shape)}; "
