@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 from rich.table import Table
 
 from manystream.classifier import load_model
@@ -11,6 +9,7 @@ from manystream.cli.options import InspectOptions
 from manystream.cli.output import console, evaluation_loader, fresh_path, say
 from manystream.models import contributions, mixing_weights
 from manystream.training.plots import plot_layers
+from manystream.training.strict_json import strict_json
 
 
 def inspect(options: InspectOptions) -> None:
@@ -23,7 +22,7 @@ def inspect(options: InspectOptions) -> None:
         "mixing_weights": mixing_weights(model),
     }
     out.mkdir(parents=True)
-    (out / "inspection.json").write_text(json.dumps(measured, indent=1) + "\n")
+    (out / "inspection.json").write_text(strict_json(measured) + "\n")
     for what, by_layer in measured.items():
         plot_layers(by_layer, what.replace("_", " ")).savefig(out / f"{what}.png", dpi=120)
     _print_layers(measured["contributions"])

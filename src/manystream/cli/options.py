@@ -10,6 +10,7 @@ import torch
 from manystream.classifier import create_model
 from manystream.data.loaders import DataOptions, OnError
 from manystream.memory.case import Precision
+from manystream.models.families import family
 from manystream.models.memory_modes import MemoryMode
 from manystream.training import FitOptions
 
@@ -105,6 +106,9 @@ class CompareOptions:
 
     Prints and plots their accuracy for every subset of the streams, their parameters, and the
     memory and time of a training step.
+
+    Raises:
+        ValueError: if there is no family of a name, or one is named twice.
     """
 
     families: list[str] = field(
@@ -119,6 +123,12 @@ class CompareOptions:
     """Size of every network."""
     fit: FitOptions = field(default_factory=FitOptions)
     """How each is trained."""
+
+    def __post_init__(self) -> None:
+        for name in self.families:
+            family(name)
+        if not self.families or len(set(self.families)) < len(self.families):
+            raise ValueError(f"--families is {self.families}; expected one or more, each once")
 
 
 @dataclass

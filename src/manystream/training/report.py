@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from manystream.training.cost import StepCost
 from manystream.training.history import History
-from manystream.training.plots import plot_curves, plot_subsets
+from manystream.training.plots import all_subsets, plot_costs, plot_curves, plot_subsets
 from manystream.training.strict_json import strict_json
 
 
@@ -38,7 +38,10 @@ class Run:
 
 
 def write_report(runs: Sequence[Run], folder: Path, title: str) -> Path:
-    """Write ``curves.png``, ``subsets.png``, ``subsets.json`` and a self-contained ``report.html``.
+    """Write figures, numbers and a self-contained ``report.html`` that shows them.
+
+    The figures are ``curves.png``, ``subsets.png`` and, where steps were measured, ``costs.png``;
+    the numbers are in ``subsets.json`` and ``costs.json``.
 
     Args:
         runs: one run, or several of the same streams to compare.
@@ -50,6 +53,10 @@ def write_report(runs: Sequence[Run], folder: Path, title: str) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     figures = {"curves": plot_curves(runs), "subsets": plot_subsets(runs)}
+    costs = {run.name: asdict(run.cost) for run in runs if run.cost is not None}
+    if costs:
+        figures["costs"] = plot_costs(runs)
+        (folder / "costs.json").write_text(strict_json(costs) + "\n")
     images = {name: _png(figure) for name, figure in figures.items()}
     for name, image in images.items():
         (folder / f"{name}.png").write_bytes(image)
@@ -57,7 +64,8 @@ def write_report(runs: Sequence[Run], folder: Path, title: str) -> Path:
     (folder / "subsets.json").write_text(strict_json(measured) + "\n")
     page = folder / "report.html"
     encoded = {name: base64.b64encode(image).decode() for name, image in images.items()}
-    page.write_text(_template().render(title=title, runs=runs, images=encoded), encoding="utf-8")
+    rendered = _template().render(title=title, runs=runs, subsets=all_subsets(runs), images=encoded)
+    page.write_text(rendered, encoding="utf-8")
     return page
 
 
