@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import NamedTuple
@@ -11,10 +11,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from manystream.data.image import IMAGE_SUFFIXES, UnreadableImageError, read_image
-from manystream.data.source import StreamKind, StreamSpec
+from manystream.data.image import IMAGE_SUFFIXES, read_image
+from manystream.data.source import StreamSpec
 
-_LAYOUT = "root/<split>/<stream>/<class>/<id>.<ext>"
+LAYOUT = "root/<split>/<stream>/<class>/<id>.<ext>"
+"""Where an image of a data set is, as messages show it."""
 
 
 class FolderSource:
@@ -50,8 +51,8 @@ class FolderSource:
         self.root = Path(root)
         self.split = split
         self.streams = tuple(streams)
-        folder = _split_folder(self.root, split)
-        suffixes = [_scan_stream(_stream_folder(folder, spec.name)) for spec in self.streams]
+        folder = split_folder(self.root, split)
+        suffixes = [_scan_stream(stream_folder(folder, spec.name)) for spec in self.streams]
         ids = sorted(set().union(*suffixes))
         _check_not_empty(ids, folder, self.streams)
         self.classes = _resolve_classes(ids, classes, folder)
@@ -136,88 +137,40 @@ def available_splits(root: str | Path) -> tuple[str, ...]:
     """
     root = Path(root)
     if not root.is_dir():
-        raise ValueError(f"root={str(root)!r} is not a folder; expected one laid out as {_LAYOUT}")
-    return tuple(folder.name for folder in _subfolders(root))
+        raise ValueError(f"root={str(root)!r} is not a folder; expected one laid out as {LAYOUT}")
+    return tuple(folder.name for folder in subfolders(root))
 
 
-def discover_streams(
-    root: str | Path, split: str, names: Sequence[str] | None = None
-) -> tuple[StreamSpec, ...]:
-    """Describe a split's streams by the first readable image of each.
-
-    Three channels of uint8 are ``"color"``; one channel is ``"depth"`` if it is uint16 or float32
-    or if the folder's name contains "depth"; anything else is ``"other"``.
-
-    Args:
-        root: the data set's folder.
-        split: the folder of the split.
-        names: streams to describe, in this order; all of the split by default, colour first.
+def split_folder(root: Path, split: str) -> Path:
+    """Folder of a split.
 
     Raises:
-        ValueError: if the split or a stream is missing, or a stream holds no readable image.
+        ValueError: if ``root`` or the split is not a folder.
     """
-    folder = _split_folder(Path(root), split)
-    if names is not None:
-        return tuple(_describe_stream(_stream_folder(folder, name)) for name in names)
-    specs = [_describe_stream(stream) for stream in _subfolders(folder)]
-    if not specs:
-        raise ValueError(f"{folder} has no stream folders; expected {_LAYOUT}")
-    return tuple(sorted(specs, key=_color_first))
-
-
-def _color_first(spec: StreamSpec) -> tuple[bool, bool, str]:
-    named_color = any(word in spec.name.lower() for word in ("rgb", "color", "colour"))
-    return spec.kind != "color", not named_color, spec.name
-
-
-def _describe_stream(folder: Path) -> StreamSpec:
-    image = _first_readable(folder)
-    return StreamSpec(folder.name, image.shape[-1], _infer_kind(folder.name, image))
-
-
-def _infer_kind(name: str, image: np.ndarray) -> StreamKind:
-    channels = image.shape[-1]
-    if channels == 3 and image.dtype == np.uint8:
-        return "color"
-    if channels == 1 and (image.dtype != np.uint8 or "depth" in name.lower()):
-        return "depth"
-    return "other"
-
-
-def _first_readable(folder: Path) -> np.ndarray:
-    problem = ValueError(f"{folder} holds no image; expected {_LAYOUT}; remove or fill the folder")
-    for file in _image_files(folder):
-        try:
-            return read_image(file)
-        except UnreadableImageError as error:
-            problem = error
-    raise problem
-
-
-def _split_folder(root: Path, split: str) -> Path:
     splits = available_splits(root)
     if not (root / split).is_dir():
         raise ValueError(f"split={split!r} is not in {root}; splits there: {_listed(splits)}")
     return root / split
 
 
-def _stream_folder(split_folder: Path, name: str) -> Path:
-    if not (split_folder / name).is_dir():
-        found = _listed([folder.name for folder in _subfolders(split_folder)])
+def stream_folder(parent: Path, name: str) -> Path:
+    """Folder of a stream in a split's folder ``parent``.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if not (parent / name).is_dir():
+        found = _listed([folder.name for folder in subfolders(parent)])
         raise ValueError(
-            f"stream {name!r} has no folder in {split_folder}; folders there: {found}; "
+            f"stream {name!r} has no folder in {parent}; folders there: {found}; "
             "if the split truly lacks this stream, make an empty folder of that name"
         )
-    return split_folder / name
+    return parent / name
 
 
-def _subfolders(folder: Path) -> list[Path]:
+def subfolders(folder: Path) -> list[Path]:
+    """Folders directly in a folder, sorted; names that begin with a dot are passed over."""
     return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-
-
-def _image_files(stream_folder: Path) -> Iterator[Path]:
-    for class_folder in _subfolders(stream_folder):
-        yield from image_files_by_id(class_folder).values()
 
 
 def _is_image(file: Path) -> bool:
@@ -247,7 +200,7 @@ def _scan_stream(folder: Path) -> dict[str, str]:
     """Suffix of the file of every ``class/id`` of one stream."""
     return {
         f"{class_folder.name}/{stem}": file.suffix
-        for class_folder in _subfolders(folder)
+        for class_folder in subfolders(folder)
         for stem, file in image_files_by_id(class_folder).items()
     }
 
@@ -260,7 +213,7 @@ def _check_not_empty(ids: list[str], folder: Path, streams: Sequence[StreamSpec]
     if not ids:
         names = _listed([spec.name for spec in streams])
         raise ValueError(
-            f"no image under {folder} for the streams {names}; expected {_LAYOUT} "
+            f"no image under {folder} for the streams {names}; expected {LAYOUT} "
             f"with a suffix of {', '.join(IMAGE_SUFFIXES)}"
         )
 

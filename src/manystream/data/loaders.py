@@ -11,7 +11,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from manystream.data.dataset import Collate, StreamDataset
-from manystream.data.folder import FolderSource, discover_streams
+from manystream.data.discovery import discover_streams
+from manystream.data.folder import FolderSource
 from manystream.data.preprocessing import Preprocessing
 from manystream.data.sampler import StreamBatchSampler
 from manystream.data.scenes import SceneSource

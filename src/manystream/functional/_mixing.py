@@ -1,108 +1,103 @@
-"""The streams' share of an integration, added in place; the autograd of both rules."""
+"""The streams' share of an integration, added in place: one autograd operation, two rules."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-class AddMixed(torch.autograd.Function):
-    """``out[rows_m] += W_m * raw_m`` for every stream, in place in ``out``."""
+class Mix(Protocol):
+    """How one stream's raw output enters, and the gradients of that."""
+
+    def add(self, out: Tensor, place: slice | Tensor, raw: Tensor, parameter: Tensor) -> None:
+        """``out[place] += mix(raw)``, in place."""
+
+    def raw_gradient(self, placed: Tensor, raw: Tensor, parameter: Tensor) -> Tensor:
+        """From the gradient of the rows, shape of ``raw``, to that of the raw output."""
+
+    def parameter_gradient(self, placed: Tensor, raw: Tensor, parameter: Tensor) -> Tensor:
+        """From the gradient of the rows, shape of ``raw``, to that of the parameter."""
+
+
+class LinearMix:
+    """``W * raw``, W a 1×1 kernel: a matrix product on the channels-last view."""
+
+    def add(self, out: Tensor, place: slice | Tensor, raw: Tensor, weight: Tensor) -> None:
+        if not len(raw):
+            return
+        matrix, kernel = _as_matrix(raw), weight.flatten(1).t()
+        if isinstance(place, slice):
+            out[place].permute(0, 2, 3, 1).view(-1, out.shape[1]).addmm_(matrix, kernel)
+        else:
+            out.index_add_(0, place, _as_images(matrix @ kernel, like=raw))
+
+    def raw_gradient(self, placed: Tensor, raw: Tensor, weight: Tensor) -> Tensor:
+        return _as_images(_as_matrix(placed) @ weight.flatten(1), like=raw)
+
+    def parameter_gradient(self, placed: Tensor, raw: Tensor, weight: Tensor) -> Tensor:
+        return (_as_matrix(placed).t() @ _as_matrix(raw)).view_as(weight)
+
+
+class ScalarMix:
+    """``α raw``, α one number."""
+
+    def add(self, out: Tensor, place: slice | Tensor, raw: Tensor, scalar: Tensor) -> None:
+        if isinstance(place, slice):
+            out[place].addcmul_(raw, scalar.view(()))
+        else:
+            out.index_add_(0, place, raw * scalar)
+
+    def raw_gradient(self, placed: Tensor, raw: Tensor, scalar: Tensor) -> Tensor:
+        return placed * scalar
+
+    def parameter_gradient(self, placed: Tensor, raw: Tensor, scalar: Tensor) -> Tensor:
+        # A dot product of the flat maps: their product is never held.
+        return torch.dot(_as_matrix(placed).flatten(), _as_matrix(raw).flatten()).view_as(scalar)
+
+
+def add_streams(
+    mix: Mix,
+    out: Tensor,
+    rows: Sequence[slice | Tensor],
+    raw: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+) -> None:
+    """Add every stream's contribution at its rows of ``out``, in place."""
+    for place, x, parameter in zip(rows, raw, parameters, strict=True):
+        mix.add(out, place, x, parameter)
+
+
+class AddStreams(torch.autograd.Function):
+    """:func:`add_streams` with gradients; takes out, mix, rows, raw outputs and parameters."""
 
     @staticmethod
     def forward(
-        ctx: Any, out: Tensor, rows: tuple[slice | Tensor, ...], *tensors: Tensor
+        ctx: Any, out: Tensor, mix: Mix, rows: tuple[slice | Tensor, ...], *tensors: Tensor
     ) -> Tensor:
-        ctx.rows = rows
+        ctx.mix, ctx.rows = mix, rows
         ctx.save_for_backward(*tensors)
         ctx.mark_dirty(out)
-        AddMixed.add(out, rows, tensors[: len(rows)], tensors[len(rows) :])
+        add_streams(mix, out, rows, tensors[: len(rows)], tensors[len(rows) :])
         return out
-
-    @staticmethod
-    def add(
-        out: Tensor,
-        rows: tuple[slice | Tensor, ...],
-        raw: Sequence[Tensor],
-        weights: Sequence[Tensor],
-    ) -> None:
-        for place, x, weight in zip(rows, raw, weights, strict=True):
-            if len(x):
-                _accumulate(out, place, x, weight.flatten(1))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         num_streams = len(ctx.rows)
-        raw, weights = ctx.saved_tensors[:num_streams], ctx.saved_tensors[num_streams:]
-        needed = ctx.needs_input_grad[2:]
-        grad_raw: list[Tensor | None] = [None] * num_streams
-        grad_weights: list[Tensor | None] = [None] * num_streams
+        needed = ctx.needs_input_grad[3:]
+        grads: list[Tensor | None] = [None] * (2 * num_streams)
         for m, place in enumerate(ctx.rows):
-            placed = _as_matrix(grad[place])
-            if needed[m]:
-                grad_raw[m] = _as_images(placed @ weights[m].flatten(1), like=raw[m])
-            if needed[num_streams + m]:
-                grad_weights[m] = (placed.t() @ _as_matrix(raw[m])).view_as(weights[m])
-        return (grad, None, *grad_raw, *grad_weights)
-
-
-class AddScaled(torch.autograd.Function):
-    """``out[rows_m] += α_m raw_m`` for every stream, in place in ``out``."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, out: Tensor, rows: tuple[slice | Tensor, ...], *tensors: Tensor
-    ) -> Tensor:
-        ctx.rows = rows
-        ctx.save_for_backward(*tensors)
-        ctx.mark_dirty(out)
-        AddScaled.add(out, rows, tensors[: len(rows)], tensors[len(rows) :])
-        return out
-
-    @staticmethod
-    def add(
-        out: Tensor,
-        rows: tuple[slice | Tensor, ...],
-        raw: Sequence[Tensor],
-        scalars: Sequence[Tensor],
-    ) -> None:
-        for place, x, scalar in zip(rows, raw, scalars, strict=True):
-            if isinstance(place, slice):
-                out[place].addcmul_(x, scalar.view(()))
-            else:
-                out.index_add_(0, place, x * scalar)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        num_streams = len(ctx.rows)
-        raw, scalars = ctx.saved_tensors[:num_streams], ctx.saved_tensors[num_streams:]
-        needed = ctx.needs_input_grad[2:]
-        grad_raw: list[Tensor | None] = [None] * num_streams
-        grad_scalars: list[Tensor | None] = [None] * num_streams
-        for m, place in enumerate(ctx.rows):
+            raw, parameter = ctx.saved_tensors[m], ctx.saved_tensors[num_streams + m]
             placed = grad[place]
             if needed[m]:
-                grad_raw[m] = placed * scalars[m]
+                grads[m] = ctx.mix.raw_gradient(placed, raw, parameter)
             if needed[num_streams + m]:
-                # A dot product of the flat maps: their product is never held.
-                dot = torch.dot(_as_matrix(placed).flatten(), _as_matrix(raw[m]).flatten())
-                grad_scalars[m] = dot.view_as(scalars[m])
-        return (grad, None, *grad_raw, *grad_scalars)
-
-
-def _accumulate(out: Tensor, place: slice | Tensor, raw: Tensor, weight: Tensor) -> None:
-    matrix = _as_matrix(raw)
-    if isinstance(place, slice):
-        target = out[place].permute(0, 2, 3, 1).view(-1, out.shape[1])
-        target.addmm_(matrix, weight.t())
-    else:
-        out.index_add_(0, place, _as_images(matrix @ weight.t(), like=raw))
+                grads[num_streams + m] = ctx.mix.parameter_gradient(placed, raw, parameter)
+        return (grad, None, None, *grads)
 
 
 def _as_matrix(images: Tensor) -> Tensor:

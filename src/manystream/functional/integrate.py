@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from manystream.functional import remat
-from manystream.functional._mixing import AddMixed, AddScaled
+from manystream.functional._mixing import AddStreams, LinearMix, Mix, ScalarMix, add_streams
 from manystream.functional.conv import compute_dtype
 
 
@@ -64,7 +64,7 @@ def linear_integrate(
     """
     previous = _Previous(bias, stride, num_samples, weights[0].shape[0])
     z = () if integrated is None or integrated_weight is None else (integrated, integrated_weight)
-    return _integrate(AddMixed, previous, tuple(rows), raw, weights, z, rebuild)
+    return _integrate(LinearMix(), previous, tuple(rows), raw, weights, z, rebuild)
 
 
 def scalar_integrate(
@@ -120,7 +120,7 @@ def scalar_integrate(
     z: tuple[Tensor, ...] = ()
     if integrated is not None and integrated_weight is not None:
         z = (integrated, _scaled(integrated_weight, integrated_scalar))
-    return _integrate(AddScaled, previous, tuple(rows), raw, scalars, z, rebuild)
+    return _integrate(ScalarMix(), previous, tuple(rows), raw, scalars, z, rebuild)
 
 
 def _scaled(weight: Tensor, scalar: Tensor | None) -> Tensor:
@@ -156,7 +156,7 @@ class _Previous:
 
 
 def _integrate(
-    operation: type[AddMixed] | type[AddScaled],
+    mix: Mix,
     previous: _Previous,
     rows: tuple[slice | Tensor, ...],
     raw: Sequence[Tensor],
@@ -172,17 +172,17 @@ def _integrate(
     cast_z = tuple(remat.cast(t, dtype) for t in z)
     with torch.autocast(raw[0].device.type, enabled=False):
         start = previous(raw[0], *cast_z)
-        out: Tensor = operation.apply(
-            start, rows, *raw, *(remat.cast(t, dtype) for t in parameters)
+        out: Tensor = AddStreams.apply(
+            start, mix, rows, *raw, *(remat.cast(t, dtype) for t in parameters)
         )
     if rebuild:
-        again = partial(_again, operation, previous, rows)
+        again = partial(_again, mix, previous, rows)
         remat.register(out, again, *raw, *parameters, *z)
     return out
 
 
 def _again(
-    operation: type[AddMixed] | type[AddScaled],
+    mix: Mix,
     previous: _Previous,
     rows: tuple[slice | Tensor, ...],
     *sources: Tensor,
@@ -191,5 +191,5 @@ def _again(
     num_streams = len(rows)
     raw, rest = sources[:num_streams], [t.to(sources[0].dtype) for t in sources[num_streams:]]
     out = previous(raw[0], *rest[num_streams:])
-    operation.add(out, rows, raw, rest[:num_streams])
+    add_streams(mix, out, rows, raw, rest[:num_streams])
     return out
