@@ -32,25 +32,32 @@ def complain(line: str) -> None:
 
 
 def print_subsets(runs: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
-    """Print accuracies for every subset of streams; for several runs the mean class accuracy.
+    """Print accuracies for every subset of streams; of several runs the mean class accuracy.
 
     Args:
         runs: by the name of the run and the streams present, what ``evaluate`` measured.
     """
+    console.print(_table_of_one(*runs.values()) if len(runs) == 1 else _table_of_several(runs))
+
+
+def _table_of_one(measured: Mapping[str, Mapping[str, float]]) -> Table:
     table = Table("streams present")
-    single = len(runs) == 1
-    quantities = ("mean_class_accuracy", "accuracy") if single else ("mean_class_accuracy",)
-    for name in ("mean class accuracy", "accuracy") if single else runs:
-        table.add_column(name, justify="right")
-    for subset in dict.fromkeys(subset for measured in runs.values() for subset in measured):
-        cells = [
-            f"{measured[subset][quantity]:.1%}" if subset in measured else ""
-            for measured in runs.values()
-            for quantity in quantities
-        ]
-        table.add_row(subset, *cells)
-    table.caption = None if single else "mean class accuracy"
-    console.print(table)
+    table.add_column("mean class accuracy", justify="right")
+    table.add_column("accuracy", justify="right")
+    for subset, values in measured.items():
+        table.add_row(subset, f"{values['mean_class_accuracy']:.1%}", f"{values['accuracy']:.1%}")
+    return table
+
+
+def _table_of_several(runs: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Table:
+    subsets = list(dict.fromkeys(subset for measured in runs.values() for subset in measured))
+    table = Table("streams present", caption="mean class accuracy")
+    for subset in subsets:
+        table.add_column(subset, justify="right")
+    for name, measured in runs.items():
+        values = [measured.get(subset, {}).get("mean_class_accuracy") for subset in subsets]
+        table.add_row(name, *("" if value is None else f"{value:.1%}" for value in values))
+    return table
 
 
 def fresh_path(out: Path | None, prefix: str = "") -> Path:
