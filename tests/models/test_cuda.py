@@ -1,5 +1,6 @@
 """On a GPU: the same numbers as on the CPU, and no step in which the host waits for the device."""
 
+import copy
 from collections.abc import Iterator
 
 import pytest
@@ -7,7 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.builders import mask_of, random_images, small_resnet
+from tests.builders import (
+    CHANNELS,
+    INTEGRATED_FAMILIES,
+    mask_of,
+    random_images,
+    small_resnet,
+)
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
@@ -90,3 +97,25 @@ def test_agrees_with_the_cpu(words: str, block: str, training: bool) -> None:
             atol=1e-9 * scale + 1e-12,
             msg=lambda m, n=name: f"{n}: {m}",
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("family", INTEGRATED_FAMILIES)
+def test_every_mode_steps_alike_under_autocast(family: str, dtype: torch.dtype) -> None:
+    mask = mask_of("11 10 01 11")
+    images = [x.cuda() for x in random_images(mask, CHANNELS[:2], (64, 64), torch.float32)]
+    base = small_resnet(2, family=family, dtype=torch.float32).cuda()
+    weights = []
+    for mode in ("fast", "balanced", "lean", "min"):
+        model = copy.deepcopy(base)
+        model.memory = mode
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        scaler = torch.amp.GradScaler("cuda", init_scale=256.0)
+        with torch.autocast("cuda", dtype):
+            loss = model(images, present=mask).float().square().mean()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        assert loss.isfinite()
+        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    for other in weights[1:]:
+        torch.testing.assert_close(other, weights[0], rtol=1e-2, atol=1e-4)

@@ -163,7 +163,8 @@ class _GroupNorm:
     eps: float
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        y = F.group_norm(x, self.num_groups, weight, bias, self.eps)
+        # On a GPU the native operation wants one dtype; it computes in float32 all the same.
+        y = F.group_norm(x, self.num_groups, weight.to(x.dtype), bias.to(x.dtype), self.eps)
         return y.contiguous(memory_format=torch.channels_last)
 
     def backward(
@@ -176,10 +177,12 @@ class _GroupNorm:
         layout = torch.channels_last if channels_last else torch.contiguous_format
         x, grad = x.contiguous(memory_format=layout), grad.contiguous(memory_format=layout)
         shape = (x.shape[0], x.shape[1], x.shape[2] * x.shape[3], self.num_groups)
-        _, mean, inverse_std = torch.ops.aten.native_group_norm(x, weight, None, *shape, self.eps)
-        return torch.ops.aten.native_group_norm_backward(  # type: ignore[no-any-return]
-            grad, x, mean, inverse_std, weight, *shape, mask
+        scale = weight.to(x.dtype)
+        _, mean, inverse_std = torch.ops.aten.native_group_norm(x, scale, None, *shape, self.eps)
+        grad_x, *grads = torch.ops.aten.native_group_norm_backward(
+            grad, x, mean, inverse_std, scale, *shape, mask
         )
+        return grad_x, *(None if g is None else g.to(weight.dtype) for g in grads)
 
 
 class _NormAct(torch.autograd.Function):
