@@ -99,12 +99,12 @@ def test_an_unknown_stream() -> None:
     assert_only_changed(model, before)
 
 
-def test_a_stream_that_early_fusion_has_joined() -> None:
-    """It has no pathway of its own there."""
+@pytest.mark.parametrize("stream", ["rgb", "depth"])
+def test_a_stream_that_early_fusion_has_joined(stream: str) -> None:
     model = narrow_model("early_fusion")
     before = snapshot(model)
-    with pytest.raises(ValueError, match="depth"):
-        load_pretrained_stream(model, "depth", resnet18())
+    with pytest.raises(ValueError, match=f"{stream}.* no pathway of its own in early fusion"):
+        load_pretrained_stream(model, stream, resnet18())
     assert_only_changed(model, before)
 
 

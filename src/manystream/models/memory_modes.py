@@ -5,7 +5,8 @@ mode     kept                                rebuilt
 ======== =================================== =============================================
 fast     all but the stem's norm and the     these two
          max-pool's index
-balanced raw outputs, block outputs          what norms and activations give inside blocks
+balanced raw outputs, block outputs          what norms and activations give inside blocks,
+                                             and what the stem's pool gives
 lean     the streams' raw outputs, the       also the whole integrated pathway and the other
          first and every third block's       blocks' outputs
          output

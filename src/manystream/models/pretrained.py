@@ -58,13 +58,18 @@ def load_pretrained_stream(
         source: a file or a state dict, see :func:`read_state_dict`.
 
     Raises:
-        ValueError: if there is no such stream, or a key or shape does not match; nothing has been
-            loaded then.
+        ValueError: if there is no such stream or it has no pathway of its own, or a key or shape
+            does not match; nothing has been loaded then.
     """
     if stream not in network.stream_names:
         raise ValueError(
             f"pretrained names stream {stream!r}; "
             f"this model's are {', '.join(network.stream_names)}"
+        )
+    if network.joins_inputs:
+        raise ValueError(
+            f"stream {stream!r} has no pathway of its own in early fusion, which joins the channels "
+            "of all streams; pretrained weights fit the other families"
         )
     given = read_state_dict(source)
     left_aside = tuple(key for key in given if key.startswith(_HEAD))
