@@ -68,8 +68,8 @@ def load_pretrained_stream(
         )
     if network.joins_inputs:
         raise ValueError(
-            f"stream {stream!r} has no pathway of its own in early fusion, which joins the channels "
-            "of all streams; pretrained weights fit the other families"
+            f"stream {stream!r} has no pathway of its own in early fusion, which joins the "
+            "channels of all streams; pretrained weights fit the other families"
         )
     given = read_state_dict(source)
     left_aside = tuple(key for key in given if key.startswith(_HEAD))
