@@ -7,6 +7,7 @@ of memory over the step goes beside it. With --small, tiny cases for a machine w
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -30,7 +31,7 @@ from manystream.memory.bench import (
 )
 from manystream.memory.case import Case
 
-HERE = Path(__file__).parent
+HERE = Path(os.path.relpath(Path(__file__).parent))  # results name no machine
 BASELINES = HERE / "baselines.py"
 TWO, THREE = {"rgb": 3, "depth": 1}, {"rgb": 3, "depth": 1, "infrared": 1}
 VARYING_STEPS = 200
