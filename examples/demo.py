@@ -16,13 +16,13 @@ from manystream.training.report import Run, write_report
 
 OUT = Path("demo")
 DATA = DataOptions(image_size=64, num_scenes=3000, augment=False)
-PLAIN = FitOptions(epochs=18, learning_rate=3e-3)
+PLAIN = FitOptions(epochs=16, learning_rate=3e-3)
 ROBUST = replace(
     PLAIN,
     modality_dropout=True,
     modality_dropout_rate=[0.4, 0.2],
     modality_dropout_start=3,
-    modality_dropout_ramp=7,
+    modality_dropout_ramp=6,
 )
 
 
