@@ -5,15 +5,18 @@ Counts, not timings, so any machine gives the same figures. Run: python benchmar
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 import manystream as ms
-from common import save
 from manystream.memory import kept_bytes
+from manystream.memory.bench import save
 
+RESULTS = Path(__file__).parent / "results" / "presence.json"
 BATCH, SIZE = 20, 96
 SHARES = (0.0, 0.2, 0.5)
 
@@ -35,7 +38,8 @@ def main() -> None:
             f"{row['stream_flops'] / full['stream_flops']:.3f}",
         )
     Console().print(table)
-    print(save("presence", rows))
+    save(RESULTS, rows)
+    print(RESULTS)
 
 
 def measure(share: float) -> dict[str, float]:

@@ -7,6 +7,7 @@ output alone. Run: python benchmarks/scalar_mixing.py
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,10 +16,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from common import save
 from manystream.functional import scalar_integrate
 from manystream.memory import peak_bytes
+from manystream.memory.bench import save
 
+RESULTS = Path(__file__).parent / "results" / "scalar_mixing.json"
 BATCH, CHANNELS, HEIGHT, WIDTH = 32, 128, 52, 68
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -61,7 +63,8 @@ def main() -> None:
         peak, floor = row["peak_bytes"], row["floor_bytes"]
         table.add_row(row["dtype"], row["way"], f"{peak / 1e6:.1f} MB", f"{peak / floor:.2f}")
     Console().print(table)
-    print(save("scalar_mixing", rows))
+    save(RESULTS, rows)
+    print(RESULTS)
 
 
 def measure(way: Way, dtype: torch.dtype) -> int:

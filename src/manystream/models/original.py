@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from manystream.models.checkpoints import read_state_dict
@@ -107,7 +108,8 @@ def read_original(source: str | Path | Mapping[str, Any]) -> OriginalCheckpoint:
     left_aside = tuple(key for key in given if _LEFT_ASIDE.fullmatch(key))
     state = {key: tensor for key, tensor in given.items() if key not in left_aside}
     layout = infer_layout(given)
-    expected = StreamResNet(**layout).state_dict()
+    with torch.device("meta"):  # names and shapes only; nothing is initialised
+        expected = StreamResNet(**layout).state_dict()
     names = {ours: original_key(ours, layout["family"]) for ours in expected}
     _check_keys(state, expected, names)
     translated = {ours: state[original] for ours, original in names.items()}
