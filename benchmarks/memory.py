@@ -7,18 +7,17 @@ of memory over the step goes beside it. With --small, tiny cases for a machine w
 from __future__ import annotations
 
 import argparse
-import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
-from manystream.classifier import create_model
+from cases import BASELINES, HERE, THREE, TWO, case_of, wider
 from manystream.memory.bench import (
     REFERENCE,
     Row,
@@ -31,9 +30,6 @@ from manystream.memory.bench import (
 )
 from manystream.memory.case import Case
 
-HERE = Path(os.path.relpath(Path(__file__).parent))  # results name no machine
-BASELINES = HERE / "baselines.py"
-TWO, THREE = {"rgb": 3, "depth": 1}, {"rgb": 3, "depth": 1, "infrared": 1}
 VARYING_STEPS = 200
 SHOWN_LAST = ("ResNet-18 B32", "ResNet-18 B128", "ResNet-50 B32")
 
@@ -46,7 +42,7 @@ def main() -> None:
     console, rows, started = Console(width=120), list[Row](), time.monotonic()
     changes = {"commit": options.commit} if options.commit else {}
     for group, cases in groups(options.small).items():
-        if options.only and options.only not in group:
+        if not re.search(options.only, group):
             continue
         left = options.seconds - (time.monotonic() - started)
         measured = [{"group": group, **row} for row in run_cases(cases, left)]
@@ -62,18 +58,17 @@ def main() -> None:
 
 def groups(small: bool) -> Groups:
     """All cases by group; what compiles comes last, since it takes longest."""
-    two = _case(18, TWO, small)
+    two = case_of(18, TWO, small)
     found: Groups = {
         "ResNet-18 B32": _all(replace(two, timeline=True)),
-        "ResNet-18 B128": _all(_scaled(two, 4)),
-        "ResNet-50 B32": _all(_case(50, TWO, small)),
+        "ResNet-18 B128": _all(replace(two, batch_size=4 * two.batch_size)),
+        "ResNet-50 B32": _all(case_of(50, TWO, small)),
     }
     for share in (0.0, 0.5):
         found[f"ResNet-18 B32, {share:.0%} blanked"] = _modes(replace(two, blanked=share))
     found["ResNet-18 B32, fp32"] = _all(replace(two, precision="fp32"))
-    found["ResNet-18 B32, three streams"] = _modes_and_reference(_case(18, THREE, small))
-    wide = replace(two, batch_size=two.batch_size // 2, image_size=_wide(small))
-    found["ResNet-18 B16, 416x544"] = _modes_and_reference(wide)
+    found["ResNet-18 B32, three streams"] = _modes_and_reference(case_of(18, THREE, small))
+    found["ResNet-18 B16, 416x544"] = _modes_and_reference(wider(two))
     varying = replace(two, varying=True, steps=4 if small else VARYING_STEPS)
     found["varying rows"] = _modes(varying)
     found["varying rows, expandable segments"] = _modes(replace(varying, expandable=True))
@@ -81,25 +76,6 @@ def groups(small: bool) -> Groups:
         compiled = [c for c in modes_and_baselines(two, BASELINES) if "compile" in c.name]
         found["ResNet-18 B32, compiled"] = _modes_and_reference(two)[:1] + compiled
     return found
-
-
-def _case(depth: int, streams: dict[str, int], small: bool) -> Case:
-    with torch.device("meta"):
-        model = create_model(
-            depth=depth, streams=streams, num_classes=19, width=0.125 if small else 1.0
-        )
-    case = Case("fast", layout=model.layout)
-    if not small:
-        return case
-    return replace(case, batch_size=4, image_size=(64, 64), device="cpu", steps=2)
-
-
-def _scaled(case: Case, factor: int) -> Case:
-    return replace(case, batch_size=case.batch_size * factor)
-
-
-def _wide(small: bool) -> tuple[int, int]:
-    return (52, 68) if small else (416, 544)
 
 
 def _all(case: Case) -> list[Case]:
@@ -168,7 +144,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=HERE / "results" / "memory_h200.json")
     parser.add_argument("--seconds", type=float, default=340.0, help="stop measuring after these")
-    parser.add_argument("--only", help="groups whose name has this part")
+    parser.add_argument("--only", default="", help="groups whose name matches this pattern")
     parser.add_argument("--commit", help="where the machine has no git: what is measured")
     parser.add_argument("--small", action="store_true", help="tiny cases on the CPU")
     return parser.parse_args()

@@ -1,6 +1,12 @@
 """Settings of every test run: the same hypothesis examples each time, one thread."""
 
+import os
+
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before any kernel is imported
+
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(

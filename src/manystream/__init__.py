@@ -3,6 +3,7 @@
 from manystream import functional, layers, models
 from manystream.classifier import StreamClassifier, create_model, load_model
 from manystream.dropout import ModalityDropout
+from manystream.graphs import GraphedStep
 from manystream.models import StreamResNet
 from manystream.presence import Presence
 from manystream.streams import StreamBatch
@@ -10,6 +11,7 @@ from manystream.streams import StreamBatch
 __version__ = "0.1.0"
 
 __all__ = [
+    "GraphedStep",
     "ModalityDropout",
     "Presence",
     "StreamBatch",

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from manystream.functional import After, Pool, batch_norm_act, group_norm_act
+from manystream.functional import After, Pool, Running, batch_norm_act, group_norm_act
 
 POOL = Pool(kernel_size=3, stride=2, padding=1)
 AFTERS = [After(relu=False), After(), After(pool=POOL)]
@@ -36,7 +36,13 @@ def test_batch_norm_gradients(after, training, with_residual):
 
     def function(x, weight, bias, residual=None):
         return batch_norm_act(
-            x, *statistics(), weight, bias, residual=residual, after=after, training=training
+            x,
+            Running(*statistics()),
+            weight,
+            bias,
+            residual=residual,
+            after=after,
+            training=training,
         )
 
     inputs = (x, weight, bias, residual) if with_residual else (x, weight, bias)
@@ -61,7 +67,14 @@ def test_batch_norm_agrees_with_stock_operations(after, training):
     x, residual, weight, bias = operands()
     ours, theirs = statistics(), statistics()
     y = batch_norm_act(
-        x, *ours, weight, bias, residual=residual, after=after, training=training, momentum=0.3
+        x,
+        Running(*ours),
+        weight,
+        bias,
+        residual=residual,
+        after=after,
+        training=training,
+        momentum=0.3,
     )
     norm = partial(
         F.batch_norm,
@@ -87,7 +100,7 @@ def test_group_norm_agrees_with_stock_operations(after):
 def test_no_rows_give_zero_gradients():
     x, _, weight, bias = operands(size=(0, 4, 5, 6))
     before = statistics()
-    batch_norm_act(x, *before, weight, bias, training=False).sum().backward()
+    batch_norm_act(x, Running(*before), weight, bias, training=False).sum().backward()
     assert torch.equal(weight.grad, torch.zeros(4, dtype=torch.float64))
     torch.testing.assert_close(before, statistics(), rtol=0, atol=0)
 
@@ -97,7 +110,7 @@ def test_statistics_that_move_later_do_not_change_the_backward_pass():
     for moves in (False, True):
         x, _, weight, bias = operands()
         mean, var = statistics()
-        y = batch_norm_act(x, mean, var, weight, bias, training=False)
+        y = batch_norm_act(x, Running(mean, var), weight, bias, training=False)
         if moves:
             mean.add_(1)
             var.mul_(3)
@@ -108,7 +121,7 @@ def test_statistics_that_move_later_do_not_change_the_backward_pass():
 
 def test_differentiating_twice_is_refused():
     x, _, weight, bias = operands()
-    y = batch_norm_act(x, *statistics(), weight, bias)
+    y = batch_norm_act(x, Running(*statistics()), weight, bias)
     (grad,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="differentiate twice"):
         grad.sum().backward()

@@ -1,12 +1,21 @@
 """Pure tensor operations with their own backward; they know nothing of presence, only rows."""
 
 from manystream.functional.integrate import linear_integrate, scalar_integrate
-from manystream.functional.norm_act import After, Pool, batch_norm_act, group_norm_act
+from manystream.functional.norm_act import (
+    After,
+    Pool,
+    Running,
+    batch_norm_act,
+    batch_statistics,
+    group_norm_act,
+)
 
 __all__ = [
     "After",
     "Pool",
+    "Running",
     "batch_norm_act",
+    "batch_statistics",
     "group_norm_act",
     "linear_integrate",
     "scalar_integrate",

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from manystream.functional import remat
+from manystream.functional.few_channels import few_channels_conv2d, has_few_channels
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -20,8 +21,8 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 def conv2d(
     x: Tensor,
     weight: Tensor,
-    stride: int | tuple[int, ...] = 1,
-    padding: int | str | tuple[int, ...] = 0,
+    stride: int = 1,
+    padding: int = 0,
     *,
     rebuild: bool = False,
 ) -> Tensor:
@@ -39,11 +40,13 @@ def conv2d(
         Shape (B, C', H', W').
     """
     dtype = compute_dtype(x)
-    y = F.conv2d(x, remat.cast(weight, dtype), None, stride, padding)
+
+    def compute(x: Tensor, weight: Tensor) -> Tensor:
+        if has_few_channels(x, weight, stride, padding):
+            return few_channels_conv2d(x, weight, padding, dtype)
+        return F.conv2d(x.to(dtype), remat.cast(weight, dtype), None, stride, padding)
+
+    y = compute(x, weight)
     if rebuild:
-
-        def compute(x: Tensor, weight: Tensor) -> Tensor:
-            return F.conv2d(x.to(dtype), weight.to(dtype), None, stride, padding)
-
         remat.register(y, compute, x, weight)
     return y

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from manystream.functional import remat
-from manystream.functional._mixing import AddStreams, LinearMix, Mix, ScalarMix, add_streams
 from manystream.functional.conv import compute_dtype
+from manystream.functional.mixing import AddStreams, LinearMix, Mix, ScalarMix
 
 
 def linear_integrate(
@@ -62,9 +62,10 @@ def linear_integrate(
         >>> linear_integrate(raw, kernels, [slice(0, 2), slice(1, 2)], 2).flatten()
         tensor([2., 5.])
     """
-    previous = _Previous(bias, stride, num_samples, weights[0].shape[0])
     z = () if integrated is None or integrated_weight is None else (integrated, integrated_weight)
-    return _integrate(LinearMix(), previous, tuple(rows), raw, weights, z, rebuild)
+    return integrate_through(
+        LinearMix(), raw, weights, rows, num_samples, z, bias, stride, rebuild=rebuild
+    )[0]
 
 
 def scalar_integrate(
@@ -116,14 +117,16 @@ def scalar_integrate(
         >>> scalar_integrate(raw, scalars, [slice(0, 2), slice(1, 2)], 2).flatten()
         tensor([2., 5.])
     """
-    previous = _Previous(bias, stride, num_samples, raw[0].shape[1])
     z: tuple[Tensor, ...] = ()
     if integrated is not None and integrated_weight is not None:
-        z = (integrated, _scaled(integrated_weight, integrated_scalar))
-    return _integrate(ScalarMix(), previous, tuple(rows), raw, scalars, z, rebuild)
+        z = (integrated, scaled_kernel(integrated_weight, integrated_scalar))
+    return integrate_through(
+        ScalarMix(), raw, scalars, rows, num_samples, z, bias, stride, rebuild=rebuild
+    )[0]
 
 
-def _scaled(weight: Tensor, scalar: Tensor | None) -> Tensor:
+def scaled_kernel(weight: Tensor, scalar: Tensor | None) -> Tensor:
+    """``γ W_z``: scaling the kernel is cheaper than scaling a map."""
     if scalar is None:
         return weight
     scaled = weight * scalar
@@ -155,30 +158,53 @@ class _Previous:
         return out.zero_() if self.bias is None else out.copy_(self.bias.view(-1, 1, 1))
 
 
-def _integrate(
+def integrate_through(
     mix: Mix,
-    previous: _Previous,
-    rows: tuple[slice | Tensor, ...],
     raw: Sequence[Tensor],
     parameters: Sequence[Tensor],
-    z: tuple[Tensor, ...],
-    rebuild: bool,
-) -> Tensor:
-    """Integrate; ``z`` is the integrated input and its kernel, or empty."""
+    rows: Sequence[slice | Tensor],
+    num_samples: int,
+    z: tuple[Tensor, ...] = (),
+    bias: Tensor | None = None,
+    stride: int = 1,
+    *,
+    rebuild: bool = False,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Integrate by any rule, and hand the raw outputs on to what else reads them.
+
+    A raw output has two readers, the integration and its stream's norm. Where the norm reads what
+    is handed on here, the backward pass adds both gradients in one matrix product, **in place** of
+    the norm's: hand it to nothing that gives out a gradient which others hold too.
+
+    Args:
+        mix: the rule.
+        raw: the streams' convolution outputs, shape (B_m, C, H, W).
+        parameters: the rule's, one per stream.
+        rows: where each stream's rows stand in the batch: a slice, or an index of shape (B_m,).
+        num_samples: batch size B.
+        z: the integrated input and its kernel, or empty.
+        bias: shape (C',).
+        stride: stride of the integrated input's kernel.
+        rebuild: whether the output may be rebuilt from its inputs instead of kept, see
+            :mod:`manystream.functional.remat`.
+
+    Returns:
+        The integrated output, shape (B, C', H, W), and the raw outputs.
+    """
     dtype = compute_dtype(raw[0])
-    if previous.bias is not None:
-        previous = replace(previous, bias=previous.bias.to(dtype))
+    bias = None if bias is None else bias.to(dtype)
     raw = [x.to(dtype) for x in raw]
+    previous = _Previous(bias, stride, num_samples, mix.out_channels(raw[0], parameters[0]))
     cast_z = tuple(remat.cast(t, dtype) for t in z)
     with torch.autocast(raw[0].device.type, enabled=False):
         start = previous(raw[0], *cast_z)
-        out: Tensor = AddStreams.apply(
-            start, mix, rows, *raw, *(remat.cast(t, dtype) for t in parameters)
-        )
+        mix = mix.for_map(start, rows)
+        cast_parameters = [remat.cast(t, dtype) for t in parameters]
+        out, *handed_on = AddStreams.apply(start, mix, tuple(rows), *raw, *cast_parameters)
     if rebuild:
-        again = partial(_again, mix, previous, rows)
+        again = partial(_again, mix, previous, tuple(rows))
         remat.register(out, again, *raw, *parameters, *z)
-    return out
+    return out, tuple(handed_on)
 
 
 def _again(
@@ -191,5 +217,5 @@ def _again(
     num_streams = len(rows)
     raw, rest = sources[:num_streams], [t.to(sources[0].dtype) for t in sources[num_streams:]]
     out = previous(raw[0], *rest[num_streams:])
-    add_streams(mix, out, rows, raw, rest[:num_streams])
+    mix.add_all(out, rows, raw, rest[:num_streams])
     return out

@@ -2,43 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from manystream.functional import remat
+from manystream.functional._after import RELU, After, Gradients, Pool
+from manystream.functional._plain_norm import PlainBatchNorm, PlainGroupNorm
+from manystream.functional.kernels import choice
+
+__all__ = ["After", "Pool", "Running", "batch_norm_act", "batch_statistics", "group_norm_act"]
 
 
-class Pool(NamedTuple):
-    """A max-pool: side, step and padding of its window."""
+class Running(NamedTuple):
+    """Running statistics of a batch norm, changed in place.
 
-    kernel_size: int
-    stride: int
-    padding: int
+    Attributes:
+        mean: shape (C,).
+        var: shape (C,).
+        num_batches_tracked: how many batches moved them, shape (), int64; None does not count.
+    """
+
+    mean: Tensor
+    var: Tensor
+    num_batches_tracked: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class After:
-    """What follows a norm: ReLU or not, then a max-pool or not."""
+@torch.no_grad()
+def batch_statistics(x: Tensor, running: Running, momentum: float = 0.1) -> tuple[Tensor, Tensor]:
+    """Statistics of a batch, which move the running ones.
 
-    relu: bool = True
-    pool: Pool | None = None
+    Args:
+        x: shape (B, C, H, W), with more than one value per channel.
+        running: running statistics.
+        momentum: share of the batch in the running statistics.
+
+    Returns:
+        Mean and biased variance, each of shape (C,).
+    """
+    if choice.fused(x):
+        from manystream.functional.kernels import statistics
+
+        mean, var = statistics.batch_statistics(x, *running, momentum)
+        return mean, var
+    if running.num_batches_tracked is not None:
+        running.num_batches_tracked.add_(1)
+    return torch.batch_norm_update_stats(x, running.mean, running.var, momentum)
 
 
 def batch_norm_act(
     x: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
+    running: Running,
     weight: Tensor,
     bias: Tensor,
     *,
     residual: Tensor | None = None,
-    after: After = After(),
+    after: After = RELU,
     training: bool = True,
     momentum: float = 0.1,
     eps: float = 1e-5,
@@ -54,8 +75,7 @@ def batch_norm_act(
 
     Args:
         x: shape (B, C, H, W).
-        running_mean: shape (C,), moved in training.
-        running_var: shape (C,), moved in training.
+        running: running statistics, moved in training.
         weight: shape (C,).
         bias: shape (C,).
         residual: shape of x.
@@ -75,12 +95,8 @@ def batch_norm_act(
     Source:
         Ioffe and Szegedy, "Batch Normalization", 2015.
     """
-    if training:
-        with torch.no_grad():
-            mean, var = torch.batch_norm_update_stats(x, running_mean, running_var, momentum)
-    else:
-        mean, var = running_mean.clone(), running_var.clone()  # they may move before backward
-    norm = _BatchNorm(mean, var, eps, training)
+    pools_sum = after.pool is not None and residual is not None
+    norm = _batch_norm(x, running, training, momentum, eps, pools_sum)
     y: Tensor = _NormAct.apply(x, residual, weight, bias, norm, after, rebuild)
     return y
 
@@ -92,7 +108,7 @@ def group_norm_act(
     bias: Tensor,
     *,
     residual: Tensor | None = None,
-    after: After = After(),
+    after: After = RELU,
     eps: float = 1e-5,
     rebuild: bool = False,
 ) -> Tensor:
@@ -117,72 +133,50 @@ def group_norm_act(
     Source:
         Wu and He, "Group Normalization", 2018.
     """
-    y: Tensor = _NormAct.apply(
-        x, residual, weight, bias, _GroupNorm(num_groups, eps), after, rebuild
-    )
+    norm = PlainGroupNorm(num_groups, eps)
+    y: Tensor = _NormAct.apply(x, residual, weight, bias, norm, after, rebuild)
     return y
 
 
-@dataclass(frozen=True)
-class _BatchNorm:
-    """Batch norm with statistics already taken; they are a few numbers, and kept."""
+class Norm(Protocol):
+    """A norm with its statistics, and what follows it."""
 
-    mean: Tensor
-    var: Tensor
-    eps: float
-    training: bool
+    def needs_y(self, after: After, residual: Tensor | None) -> bool:
+        """Whether the backward pass wants the output."""
 
-    def forward(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return F.batch_norm(x, self.mean, self.var, weight, bias, training=False, eps=self.eps)
-
-    def backward(
-        self, grad: Tensor, x: Tensor, weight: Tensor, mask: list[bool]
-    ) -> tuple[Tensor | None, ...]:
-        if x.numel() == 0:  # the native operation divides by the number of rows
-            return torch.zeros_like(x), torch.zeros_like(weight), torch.zeros_like(weight)
-        inverse_std = (self.var + self.eps).rsqrt()
-        return torch.ops.aten.native_batch_norm_backward(  # type: ignore[no-any-return]
-            grad,
-            x,
-            weight,
-            self.mean,
-            self.var,
-            self.mean,
-            inverse_std,
-            self.training,
-            self.eps,
-            mask,
-        )
-
-
-@dataclass(frozen=True)
-class _GroupNorm:
-    """Group norm; its statistics are taken anew, since they move nothing."""
-
-    num_groups: int
-    eps: float
-
-    def forward(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        # On a GPU the native operation wants one dtype; it computes in float32 all the same.
-        y = F.group_norm(x, self.num_groups, weight.to(x.dtype), bias.to(x.dtype), self.eps)
-        return y.contiguous(memory_format=torch.channels_last)
+    def forward(
+        self, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, after: After
+    ) -> Tensor:
+        """The output y."""
 
     def backward(
-        self, grad: Tensor, x: Tensor, weight: Tensor, mask: list[bool]
-    ) -> tuple[Tensor | None, ...]:
-        # The native operations want one layout in both, and on a GPU know the plain one only.
-        channels_last = x.device.type == "cpu" and x.is_contiguous(
-            memory_format=torch.channels_last
-        )
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        x, grad = x.contiguous(memory_format=layout), grad.contiguous(memory_format=layout)
-        shape = (x.shape[0], x.shape[1], x.shape[2] * x.shape[3], self.num_groups)
-        scale = weight.to(x.dtype)
-        _, mean, inverse_std = torch.ops.aten.native_group_norm(x, scale, None, *shape, self.eps)
-        grad_x, *grads = torch.ops.aten.native_group_norm_backward(
-            grad, x, mean, inverse_std, scale, *shape, mask
-        )
-        return grad_x, *(None if g is None else g.to(weight.dtype) for g in grads)
+        self,
+        grad: Tensor,
+        x: Tensor,
+        residual: Tensor | None,
+        y: Tensor | None,
+        weight: Tensor,
+        bias: Tensor,
+        after: After,
+        needs: list[bool],
+    ) -> Gradients:
+        """Gradients of x, residual, weight and bias, as far as they are needed."""
+
+
+@torch.no_grad()
+def _batch_norm(
+    x: Tensor, running: Running, training: bool, momentum: float, eps: float, pools_sum: bool
+) -> Norm:
+    """Take the statistics, or the running ones, and choose who computes with them."""
+    if training:
+        mean, var = batch_statistics(x, running, momentum)
+    else:
+        mean, var = running.mean.clone(), running.var.clone()  # they may move before backward
+    if choice.fused(x) and not pools_sum:
+        from manystream.functional._fused_norm import FusedBatchNorm
+
+        return FusedBatchNorm(mean, var, eps, training)
+    return PlainBatchNorm(mean, var, eps, training)
 
 
 class _NormAct(torch.autograd.Function):
@@ -193,63 +187,29 @@ class _NormAct(torch.autograd.Function):
         residual: Tensor | None,
         weight: Tensor,
         bias: Tensor,
-        norm: _BatchNorm | _GroupNorm,
+        norm: Norm,
         after: After,
         rebuild: bool,
     ) -> Tensor:
-        compute = _forward(norm, after, weight.detach(), bias.detach())
-        with torch.autocast(x.device.type, enabled=False):
-            y = compute(x, residual)
+        scale, shift = weight.detach(), bias.detach()
+
+        def compute(x: Tensor, residual: Tensor | None = None) -> Tensor:
+            return norm.forward(x, residual, scale, shift, after)
+
+        y = compute(x, residual)
         if rebuild:
             sources = [x] if residual is None else [x, residual]
             remat.register(y, compute, *sources)
         ctx.norm, ctx.after = norm, after
-        # With a pool, y does not tell where ReLU cut; x and the residual do.
-        needs_y = after.relu and after.pool is None
-        needs_inputs = after.pool is not None
-        ctx.save_for_backward(
-            x, weight, bias, y if needs_y else None, residual if needs_inputs else None
-        )
+        kept_y = y if norm.needs_y(after, residual) else None
+        kept_residual = residual if after.pool is not None else None
+        ctx.save_for_backward(x, weight, bias, kept_y, kept_residual)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, y, residual = ctx.saved_tensors
-        norm, after = ctx.norm, ctx.after
-        needs_x, needs_residual, needs_weight, needs_bias = ctx.needs_input_grad[:4]
-        if after.pool is not None:
-            y = _forward(norm, After(after.relu), weight, bias)(x, residual)
-            grad = _pool_backward(grad, y, after.pool)
-        if after.relu:
-            # What a pool gives back is ours to change; another gradient may have other readers.
-            own = grad if after.pool is not None else torch.empty_like(grad)
-            grad = torch.ops.aten.threshold_backward.grad_input(grad, y, 0, grad_input=own)
-        del y
-        mask = [needs_x, needs_weight, needs_bias]
-        grad_x, grad_weight, grad_bias = norm.backward(grad, x, weight, mask)
-        grad_residual = grad if needs_residual else None
-        return (grad_x, grad_residual, grad_weight, grad_bias, None, None, None)
-
-
-def _forward(
-    norm: _BatchNorm | _GroupNorm, after: After, weight: Tensor, bias: Tensor
-) -> Callable[..., Tensor]:
-    def compute(x: Tensor, residual: Tensor | None = None) -> Tensor:
-        y = norm.forward(x, weight, bias)
-        if residual is not None:
-            y.add_(residual)
-        if after.relu:
-            y.relu_()
-        return y if after.pool is None else F.max_pool2d(y, *after.pool)
-
-    return compute
-
-
-def _pool_backward(grad: Tensor, y: Tensor, pool: Pool) -> Tensor:
-    kernel_size, stride, padding = pool
-    sides = [kernel_size] * 2, [stride] * 2, [padding] * 2
-    _, index = torch.ops.aten.max_pool2d_with_indices(y, *sides)
-    return torch.ops.aten.max_pool2d_with_indices_backward(  # type: ignore[no-any-return]
-        grad, y, *sides, [1, 1], False, index
-    )
+        needs = list(ctx.needs_input_grad[:4])
+        grads = ctx.norm.backward(grad, x, residual, y, weight, bias, ctx.after, needs)
+        return (*grads, None, None, None)

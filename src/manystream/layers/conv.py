@@ -7,10 +7,24 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from manystream.functional import remat
 from manystream.functional.conv import conv2d
 from manystream.layers.integration import IntegrationRule, LinearIntegration
 from manystream.streams import StreamBatch
+
+
+class RawConv2d(nn.Conv2d):
+    """A stream's convolution; it gives the raw output, to which no bias is added yet.
+
+    Attributes:
+        rebuild: whether the backward pass rebuilds the output instead of keeping it.
+    """
+
+    rebuild = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape (B_m, C_m, H, W) to (B_m, C, H', W')."""
+        (stride, _), (padding, _) = self.stride, self.padding
+        return conv2d(x, self.weight, stride, int(padding), rebuild=self.rebuild)
 
 
 class StreamConv2d(nn.Module):
@@ -32,7 +46,6 @@ class StreamConv2d(nn.Module):
 
     Attributes:
         rebuild_integrated: whether the backward pass rebuilds the integrated output.
-        rebuild_streams: whether it rebuilds the streams' raw outputs.
 
     Example:
         >>> import torch
@@ -59,10 +72,9 @@ class StreamConv2d(nn.Module):
     ) -> None:
         super().__init__()
         self.streams = nn.ModuleList(
-            nn.Conv2d(c, out_channels, kernel_size, stride, padding, bias=bias) for c in in_channels
+            RawConv2d(c, out_channels, kernel_size, stride, padding, bias=bias) for c in in_channels
         )
         self.rebuild_integrated = False
-        self.rebuild_streams = False
         self.integration = (
             None
             if integration is None
@@ -71,21 +83,16 @@ class StreamConv2d(nn.Module):
 
     def forward(self, batch: StreamBatch) -> StreamBatch:
         """Shapes (B_m, C_m, H, W) and (B, C_z, H, W) to (B_m, C, H', W') and (B, C, H', W')."""
-        raw = [self._raw(conv, x) for conv, x in zip(self.streams, batch.streams, strict=True)]
-        integrated = None
-        if self.integration is not None:
-            integrated = self.integration(raw, batch, rebuild=self.rebuild_integrated)
-        streams = tuple(_biased(conv, y) for conv, y in zip(self.streams, raw, strict=True))
-        return replace(batch, streams=streams, integrated=integrated)
+        raw = [conv(x) for conv, x in zip(self.streams, batch.streams, strict=True)]
+        if self.integration is None:
+            return replace(batch, streams=self._biased(raw, raw), integrated=None)
+        integrated, handed_on = self.integration(raw, batch, rebuild=self.rebuild_integrated)
+        return replace(batch, streams=self._biased(raw, handed_on), integrated=integrated)
 
-    def _raw(self, conv: nn.Module, x: Tensor) -> Tensor:
-        assert isinstance(conv, nn.Conv2d)
-        if conv.bias is None and not remat.is_recording():
-            y: Tensor = conv(x)
-            return y
-        return conv2d(x, conv.weight, conv.stride, conv.padding, rebuild=self.rebuild_streams)
-
-
-def _biased(conv: nn.Module, raw: Tensor) -> Tensor:
-    bias = conv.bias
-    return raw + bias.to(raw.dtype).view(-1, 1, 1) if isinstance(bias, Tensor) else raw
+    def _biased(self, raw: Sequence[Tensor], handed_on: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Add biases; a sum shares its gradient, so it is made of what is not handed on."""
+        biases = [conv.bias for conv in self.streams]
+        return tuple(
+            y + bias.to(x.dtype).view(-1, 1, 1) if isinstance(bias, Tensor) else x
+            for bias, x, y in zip(biases, handed_on, raw, strict=True)
+        )

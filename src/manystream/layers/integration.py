@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
@@ -11,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from manystream.functional import linear_integrate, scalar_integrate
+from manystream.functional.integrate import integrate_through, scaled_kernel
+from manystream.functional.mixing import LinearMix, Mix, ScalarMix
 from manystream.streams import StreamBatch
 
 Initializer = Callable[[Tensor], object]
@@ -74,6 +76,31 @@ class _Integration(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
+    def forward(
+        self, raw: Sequence[Tensor], batch: StreamBatch, rebuild: bool = False
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Mix raw outputs, shape (B_m, C, H, W), into the next integrated map, (B, C, H, W).
+
+        Returns:
+            That map, and the raw outputs for the streams' norms, see
+            :func:`manystream.functional.integrate.integrate_through`.
+        """
+        mix, parameters = self._rule()
+        kernel = self._kernel()
+        z = () if batch.integrated is None or kernel is None else (batch.integrated, kernel)
+        rows, size = batch.presence.rows, len(batch)
+        return integrate_through(
+            mix, raw, parameters, rows, size, z, self.bias, self.stride, rebuild=rebuild
+        )
+
+    @abstractmethod
+    def _rule(self) -> tuple[Mix, list[Tensor]]:
+        """How streams are mixed, and each one's parameter."""
+
+    @abstractmethod
+    def _kernel(self) -> Tensor | None:
+        """The integrated input's kernel, scaled where the rule scales it."""
+
 
 class LinearIntegration(_Integration):
     """One 1×1 convolution per stream and one for the integrated input.
@@ -116,19 +143,11 @@ class LinearIntegration(_Integration):
         """One stream's contribution by itself, shape (B_m, C, H, W)."""
         return F.conv2d(raw, self.stream_weights[stream])
 
-    def forward(self, raw: Sequence[Tensor], batch: StreamBatch, rebuild: bool = False) -> Tensor:
-        """Mix raw outputs, shape (B_m, C, H, W), into the next integrated map, (B, C, H, W)."""
-        return linear_integrate(
-            raw,
-            list(self.stream_weights),
-            batch.presence.rows,
-            len(batch),
-            batch.integrated,
-            self.integrated_weight,
-            self.bias,
-            self.stride,
-            rebuild=rebuild,
-        )
+    def _rule(self) -> tuple[Mix, list[Tensor]]:
+        return LinearMix(), list(self.stream_weights)
+
+    def _kernel(self) -> Tensor | None:
+        return self.integrated_weight
 
 
 class ScalarIntegration(_Integration):
@@ -169,17 +188,10 @@ class ScalarIntegration(_Integration):
         """One stream's contribution by itself, shape (B_m, C, H, W)."""
         return torch.mul(raw, self.stream_scalars[stream])
 
-    def forward(self, raw: Sequence[Tensor], batch: StreamBatch, rebuild: bool = False) -> Tensor:
-        """Mix raw outputs, shape (B_m, C, H, W), into the next integrated map, (B, C, H, W)."""
-        return scalar_integrate(
-            raw,
-            list(self.stream_scalars),
-            batch.presence.rows,
-            len(batch),
-            batch.integrated,
-            self.integrated_weight,
-            self.integrated_scalar,
-            self.bias,
-            self.stride,
-            rebuild=rebuild,
-        )
+    def _rule(self) -> tuple[Mix, list[Tensor]]:
+        return ScalarMix(), list(self.stream_scalars)
+
+    def _kernel(self) -> Tensor | None:
+        if self.integrated_weight is None:
+            return None
+        return scaled_kernel(self.integrated_weight, self.integrated_scalar)

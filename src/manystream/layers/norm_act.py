@@ -9,7 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from manystream.functional import After, Pool, batch_norm_act, group_norm_act
+from manystream.functional import (
+    After,
+    Pool,
+    Running,
+    batch_norm_act,
+    batch_statistics,
+    group_norm_act,
+)
 from manystream.streams import StreamBatch
 
 NormLayer = Callable[[int], nn.Module]
@@ -92,33 +99,40 @@ class StreamNormAct2d(nn.Module):
     def _batch_norm_act(
         self, norm: nn.BatchNorm2d, x: Tensor, residual: Tensor | None = None
     ) -> Tensor:
-        training = norm.training and _has_statistics(x)
-        mean, var, counter = norm.running_mean, norm.running_var, norm.num_batches_tracked
-        assert mean is not None
-        assert var is not None
-        assert counter is not None
-        assert norm.momentum is not None
-        if training:
-            counter.add_(1)
         return batch_norm_act(
             x,
-            mean,
-            var,
+            _running(norm),
             norm.weight,
             norm.bias,
             residual=residual,
             after=self.after,
-            training=training,
-            momentum=norm.momentum,
+            training=norm.training and _has_statistics(x),
+            momentum=_momentum(norm),
             eps=norm.eps,
             rebuild=self.rebuild,
         )
 
-    @torch.no_grad()
     def _move_statistics(self, batch: StreamBatch) -> None:
         for norm, x in zip(self.streams, batch.streams, strict=True):
-            if norm.training and (type(norm) is not nn.BatchNorm2d or _has_statistics(x)):
-                norm(x)
+            if not norm.training:
+                continue
+            if type(norm) is not nn.BatchNorm2d:
+                with torch.no_grad():
+                    norm(x)
+            elif _has_statistics(x):
+                batch_statistics(x, _running(norm), _momentum(norm))
+
+
+def _running(norm: nn.BatchNorm2d) -> Running:
+    mean, var = norm.running_mean, norm.running_var
+    assert mean is not None
+    assert var is not None
+    return Running(mean, var, norm.num_batches_tracked)
+
+
+def _momentum(norm: nn.BatchNorm2d) -> float:
+    assert norm.momentum is not None
+    return norm.momentum
 
 
 def _has_statistics(x: Tensor) -> bool:

@@ -23,7 +23,13 @@ from typing import Literal, get_args
 
 from torch import nn
 
-from manystream.layers import BasicBlock, Bottleneck, StreamConv2d, StreamNormAct2d
+from manystream.layers import (
+    BasicBlock,
+    Bottleneck,
+    RawConv2d,
+    StreamConv2d,
+    StreamNormAct2d,
+)
 
 MemoryMode = Literal["fast", "balanced", "lean", "min"]
 
@@ -56,7 +62,8 @@ def apply_memory_mode(network: nn.Module, mode: MemoryMode) -> None:
             module.rebuild = mode != "fast"
         if isinstance(module, StreamConv2d):
             module.rebuild_integrated = mode in ("lean", "min")
-            module.rebuild_streams = mode == "min"
+        if isinstance(module, RawConv2d):
+            module.rebuild = mode == "min"
     blocks = [m for m in network.modules() if isinstance(m, BasicBlock | Bottleneck)]
     for number, block in enumerate(blocks, start=1):
         if mode != "lean" or number == 1 or number % _LEAN_KEEPS_EVERY == 0:

@@ -1,0 +1,61 @@
+"""Whether a map goes to a Triton kernel or to the plain operations: the one place that decides."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_CAPABILITY = (8, 0)
+
+_EAGER_FROM_NUMEL = 1 << 22
+"""Elements from which a kernel wins although Python launches it.
+
+A Triton launch costs the host several times what a launch of a native operation does; on smaller
+maps an eager step waits for the host.
+"""
+
+_launches_are_free: ContextVar[bool] = ContextVar("manystream_launches_are_free", default=False)
+
+
+def fused(x: Tensor) -> bool:
+    """Whether an operation on the map x, (B, C, H, W), should run as a Triton kernel."""
+    if x.dtype not in _DTYPES or x.numel() == 0:
+        return False
+    if interpreted():
+        return x.device.type == "cpu" and _launches_are_free.get()
+    if x.device.type != "cuda" or not _supported(x.device):
+        return False
+    return _launches_are_free.get() or x.numel() >= _EAGER_FROM_NUMEL
+
+
+@contextmanager
+def launches_are_free(free: bool = True) -> Iterator[None]:
+    """Let kernels run on maps of every size, as is best where a CUDA graph launches them."""
+    token = _launches_are_free.set(free)
+    try:
+        yield
+    finally:
+        _launches_are_free.reset(token)
+
+
+@cache
+def interpreted() -> bool:
+    """Whether Triton's interpreter runs the kernels on the CPU, as in the tests."""
+    return os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton") is not None
+
+
+@cache
+def _supported(device: torch.device) -> bool:
+    return (
+        torch.version.hip is None
+        and find_spec("triton") is not None
+        and torch.cuda.get_device_capability(device) >= _CAPABILITY
+    )

@@ -1,0 +1,330 @@
+"""A training step replayed from CUDA graphs, one pair per shape: the host launches two things."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.func import functional_call
+
+from manystream.functional.kernels.choice import launches_are_free
+from manystream.streams import StreamBatch
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""From logits, (B, classes), and targets, (B,), to a loss, ()."""
+
+
+class GraphedStep:
+    r"""Forward and loss of a network, and the backward pass, replayed where the shape is known.
+
+    ``loss, logits = step(batch)`` is what calling the network and the loss is, and
+    ``loss.backward()`` adds to the parameters' ``grad`` as always: scaled losses, gradient
+    accumulation and clipping work. The first batch of a shape runs eagerly and the second is
+    captured; a shape is the rows that each stream has, and where they stand. Whatever cannot be
+    replayed runs eagerly: more shapes than ``max_graphs``, a CPU, evaluation, a second forward
+    pass before the first one's backward. All graphs share one pool of memory.
+
+    Captured work reads the parameters where they are. A parameter that moves, or stops wanting a
+    gradient, and a module that changes between training and evaluation begin new graphs.
+
+    Args:
+        network: takes a :class:`StreamBatch` and gives logits, (B, classes).
+        loss: from logits and targets to the loss; it must not wait for the device.
+        max_graphs: most shapes that are captured.
+
+    Example:
+        >>> import torch.nn.functional as F
+        >>> from manystream import StreamResNet
+        >>> net = StreamResNet(family="li_net3", block="basic", layers=(1, 1, 1, 1),
+        ...                    widths=(4, 8, 8, 8), in_channels=[3, 1], num_classes=5)
+        >>> step = GraphedStep(net, F.cross_entropy)
+        >>> images = [torch.zeros(2, 3, 32, 32), torch.zeros(2, 1, 32, 32)]
+        >>> batch = replace(net.to_batch(images), target=torch.tensor([0, 1]))
+        >>> loss, logits = step(batch)
+        >>> loss.backward()
+    """
+
+    def __init__(self, network: nn.Module, loss: Loss, *, max_graphs: int = 8) -> None:
+        if max_graphs < 1:
+            raise ValueError(f"max_graphs is {max_graphs}; expected at least 1")
+        self.network = network
+        self.loss = loss
+        self.max_graphs = max_graphs
+        self._graphs: dict[Hashable, _Graph] = {}
+        self._seen: set[Hashable] = set()
+        self._shared: _Shared | None = None
+
+    @property
+    def num_graphs(self) -> int:
+        """Shapes captured so far."""
+        return len(self._graphs)
+
+    def __call__(self, batch: StreamBatch) -> tuple[Tensor, Tensor]:
+        """Loss, shape (), and logits in the caller's order, shape (B, classes).
+
+        Raises:
+            ValueError: if the batch has no target.
+        """
+        if batch.target is None:
+            raise ValueError("the batch has no target; expected one class per sample")
+        if not self._may_replay(batch):
+            return self._eager(batch)
+        shared = self._shared_now(batch)
+        key = _key(batch)
+        if key not in self._graphs:
+            if key not in self._seen:
+                return self._first(batch, key, shared)
+            if len(self._graphs) >= self.max_graphs or not self._capture(batch, key, shared):
+                return self._eager(batch)
+        return self._graphs[key].replay(batch)
+
+    def _eager(self, batch: StreamBatch) -> tuple[Tensor, Tensor]:
+        assert batch.target is not None
+        logits = self.network(batch)
+        return self.loss(logits, batch.target), logits
+
+    def _may_replay(self, batch: StreamBatch) -> bool:
+        if not (batch.streams[0].is_cuda and self.network.training and torch.is_grad_enabled()):
+            return False
+        return self._shared is None or not self._shared.is_pending()
+
+    def _shared_now(self, batch: StreamBatch) -> _Shared:
+        """What all graphs share, anew where the network or the way to compute has changed."""
+        state = _state(self.network, batch.streams[0].device.type)
+        if self._shared is None or self._shared.state != state:
+            self._graphs.clear()
+            self._seen.clear()
+            self._shared = _Shared(self.network, state)
+        return self._shared
+
+    def _first(self, batch: StreamBatch, key: Hashable, shared: _Shared) -> tuple[Tensor, Tensor]:
+        """An ordinary step, on the stream of the captures: it makes ready what they need."""
+        self._seen.add(key)
+        here = torch.cuda.current_stream()
+        shared.stream.wait_stream(here)
+        with torch.cuda.stream(shared.stream), launches_are_free():
+            result = self._eager(batch)
+        here.wait_stream(shared.stream)
+        return result
+
+    def _capture(self, batch: StreamBatch, key: Hashable, shared: _Shared) -> bool:
+        try:
+            self._graphs[key] = _Graph(self.network, self.loss, batch, shared)
+        except RuntimeError as error:
+            self.max_graphs = 0
+            reason = str(error).splitlines()[0]
+            warnings.warn(f"no CUDA graph, the step runs eagerly: {reason}", stacklevel=4)
+            return False
+        return True
+
+
+class _Shared:
+    """Pool, stream and gradients of all graphs of a network in one state."""
+
+    def __init__(self, network: nn.Module, state: Hashable) -> None:
+        self.state = state
+        self.pool = torch.cuda.graph_pool_handle()
+        self.stream = torch.cuda.Stream()
+        self.names = [n for n, p in network.named_parameters() if p.requires_grad]
+        self.parameters = [p for p in network.parameters() if p.requires_grad]
+        self.grads = [torch.zeros_like(p) for p in self.parameters]
+        self._pending: weakref.ref[_Pending] | None = None
+
+    def is_pending(self) -> bool:
+        """Whether activations of a replayed forward pass still wait for their backward."""
+        pending = None if self._pending is None else self._pending()
+        return pending is not None and not pending.done
+
+    def begin(self) -> _Pending:
+        """Remember that a forward pass was replayed."""
+        pending = _Pending()
+        self._pending = weakref.ref(pending)
+        return pending
+
+    def save_own(self) -> None:
+        """What earlier backward passes left must not be overwritten by the next replay."""
+        for parameter, grad in zip(self.parameters, self.grads, strict=True):
+            if parameter.grad is grad:
+                parameter.grad = grad.clone()
+
+    def hand_out(self, used: Sequence[bool]) -> None:
+        """Give the parameters what a replay has written."""
+        for parameter, grad, is_used in zip(self.parameters, self.grads, used, strict=True):
+            if not is_used:
+                continue
+            if parameter.grad is None:
+                parameter.grad = grad
+            else:
+                parameter.grad.add_(grad)
+
+
+class _Pending:
+    """Lives as long as somebody can ask for the backward pass."""
+
+    done = False
+
+
+class _Graph:
+    """A captured forward and backward pass over one shape."""
+
+    def __init__(self, network: nn.Module, loss: Loss, batch: StreamBatch, shared: _Shared) -> None:
+        assert batch.target is not None
+        self._shared = shared
+        self._batch = _static(batch)
+        self._scale = torch.ones((), device=batch.target.device)
+        self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        with launches_are_free(), self._capturing(self._forward):
+            leaves = _leaves(shared.parameters, batch.streams[0].device.type)
+            named = dict(zip(shared.names, leaves, strict=True))
+            logits = functional_call(network, named, (self._batch,))
+            assert self._batch.target is not None
+            value = loss(logits, self._batch.target)
+        with self._capturing(self._backward):
+            found = torch.autograd.grad(value, leaves, self._scale.to(value), allow_unused=True)
+            _copy_gradients(found, shared.grads)
+        self._used = [f is not None for f in found]
+        self._loss, self._logits = value.detach(), logits.detach()
+
+    def _capturing(self, graph: torch.cuda.CUDAGraph) -> torch.cuda.graph:
+        # Other threads, a loader's for one, may talk to the device meanwhile.
+        return torch.cuda.graph(
+            graph,
+            pool=self._shared.pool,
+            stream=self._shared.stream,
+            capture_error_mode="thread_local",
+        )
+
+    def replay(self, batch: StreamBatch) -> tuple[Tensor, Tensor]:
+        """Loss and logits of a batch of this shape."""
+        _copy(batch, self._batch)
+        self._forward.replay()
+        anchor = torch.empty((), requires_grad=True)  # what makes autograd ask for a backward
+        loss: Tensor = _Replayed.apply(anchor, self, self._loss.clone())
+        return loss, self._logits.clone()
+
+    def replay_backward(self, grad: Tensor) -> None:
+        """Add to the parameters' gradients."""
+        self._shared.save_own()
+        self._scale.copy_(grad)
+        self._backward.replay()
+        self._shared.hand_out(self._used)
+
+    def begin(self) -> _Pending:
+        """Remember that a backward pass is to come."""
+        return self._shared.begin()
+
+
+class _Replayed(torch.autograd.Function):
+    """The loss of a replayed forward pass; its backward replays the other graph."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, graph: _Graph, loss: Tensor) -> Tensor:
+        ctx.graph, ctx.pending = graph, graph.begin()
+        ctx.mark_dirty(loss)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, None]:
+        if ctx.pending.done:
+            raise RuntimeError("a replayed step has one backward pass; call the step again")
+        ctx.pending.done = True
+        ctx.graph.replay_backward(grad)
+        return None, None, None
+
+
+def _key(batch: StreamBatch) -> Hashable:
+    rows = tuple((r.start, r.stop) if isinstance(r, slice) else len(r) for r in batch.presence.rows)
+    return (rows, len(batch), *((x.shape, x.dtype) for x in batch.streams))
+
+
+def _state(network: nn.Module, device: str) -> Hashable:
+    """All that captured work depends on besides its inputs."""
+    autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
+    return (
+        autocast,
+        getattr(network, "memory", None),
+        tuple((p.data_ptr(), p.requires_grad) for p in network.parameters()),
+        tuple(m.training for m in network.modules()),
+    )
+
+
+def _leaves(parameters: Sequence[nn.Parameter], device: str) -> list[Tensor]:
+    """The parameters, their kernels cast at once as autocast would cast each; all without history.
+
+    The gradients of the copies are cast back at once as well.
+    """
+    leaves = [p.detach() for p in parameters]
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        cast = [i for i, p in enumerate(leaves) if p.dim() > 1 and p.dtype == torch.float32]
+        copies = [torch.empty_like(leaves[i], dtype=dtype) for i in cast]
+        torch._foreach_copy_(list(map(_flat, copies)), [_flat(leaves[i]) for i in cast])
+        for i, copy in zip(cast, copies, strict=True):
+            leaves[i] = copy
+    return [leaf.requires_grad_() for leaf in leaves]
+
+
+def _copy_gradients(found: Sequence[Tensor | None], into: Sequence[Tensor]) -> None:
+    """Copy what was found, one launch for many tensors: those of one dtype, laid out alike."""
+    groups: dict[torch.dtype, list[tuple[Tensor, Tensor]]] = {}
+    for source, target in zip(found, into, strict=True):
+        if source is None:
+            continue
+        if _dense_strides(source) != _dense_strides(target):
+            target.copy_(source)
+            continue
+        groups.setdefault(source.dtype, []).append((_flat(target), _flat(source)))
+    for pairs in groups.values():
+        torch._foreach_copy_([t for t, _ in pairs], [s for _, s in pairs])
+
+
+def _dense_strides(x: Tensor) -> list[int]:
+    """Strides of the dimensions that have more than one entry: the others' say nothing."""
+    return [stride for side, stride in zip(x.shape, x.stride(), strict=True) if side > 1]
+
+
+def _flat(x: Tensor) -> Tensor:
+    """All entries of a dense tensor in the order of memory."""
+    return x.as_strided((x.numel(),), (1,))
+
+
+def _static(batch: StreamBatch) -> StreamBatch:
+    """A copy that replays read; it always has an order to restore."""
+    assert batch.target is not None
+    presence = replace(
+        batch.presence,
+        restore_index=_restore_index(batch).clone(),
+        rows=tuple(r if isinstance(r, slice) else r.clone() for r in batch.presence.rows),
+    )
+    streams = tuple(x.clone(memory_format=torch.channels_last) for x in batch.streams)
+    return StreamBatch(streams, presence, target=batch.target.clone())
+
+
+def _copy(batch: StreamBatch, static: StreamBatch) -> None:
+    assert batch.target is not None
+    assert static.target is not None
+    sources = [*batch.streams, batch.target, _restore_index(batch), *batch.presence.rows]
+    assert static.presence.restore_index is not None
+    targets = [
+        *static.streams,
+        static.target,
+        static.presence.restore_index,
+        *static.presence.rows,
+    ]
+    for source, target in zip(sources, targets, strict=True):
+        if isinstance(source, Tensor) and isinstance(target, Tensor):
+            target.copy_(source, non_blocking=True)
+
+
+def _restore_index(batch: StreamBatch) -> Tensor:
+    index = batch.presence.restore_index
+    if index is not None:
+        return index
+    return torch.arange(len(batch), device=batch.streams[0].device)

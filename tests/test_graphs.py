@@ -1,0 +1,224 @@
+"""A step from CUDA graphs is the eager step; without a GPU it is that step itself."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from manystream.graphs import GraphedStep
+from tests.builders import mask_of, random_images, small_resnet
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+PATTERNS = ["11 11 11 11 11", "01 11 10 11 11", "10 10 11 11 10", "110 101 011 111"]
+
+
+def network_of(words, device="cuda", memory="fast", seed=0):
+    torch.manual_seed(seed)
+    mask = mask_of(words)
+    network = small_resnet(mask.shape[1], dtype=torch.float32).to(device)
+    network.memory = memory
+    return network
+
+
+def batch_of(network, words, device="cuda", seed=0):
+    mask = mask_of(words)
+    torch.manual_seed(seed)
+    channels = list(network.in_channels.values())
+    images = [x.to(device) for x in random_images(mask, channels, (64, 64), torch.float32)]
+    target = torch.arange(len(mask), device=device) % network.num_classes
+    return replace(network.to_batch(images, mask), target=target)
+
+
+def outcome(network, loss, logits):
+    """Everything that a step leaves behind."""
+    grads = {f"grad {n}": p.grad for n, p in network.named_parameters() if p.grad is not None}
+    buffers = {n: b.clone() for n, b in network.named_buffers()}
+    return {"loss": loss.detach(), "logits": logits.detach(), **grads, **buffers}
+
+
+def assert_same(ours, theirs, tolerance=1e-3):
+    assert ours.keys() == theirs.keys()
+    for name, x in theirs.items():
+        scale = x.double().abs().max().item()
+        error = (ours[name].double() - x.double()).abs().max().item()
+        assert error <= tolerance * scale + 1e-7, (name, error, scale)
+
+
+def test_on_the_cpu_it_is_the_plain_step():
+    network = network_of(PATTERNS[1], "cpu")
+    batch = batch_of(network, PATTERNS[1], "cpu")
+    twin = copy.deepcopy(network)
+    step = GraphedStep(network, F.cross_entropy)
+    for _ in range(3):
+        loss, logits = step(batch)
+        loss.backward()
+        expected = twin(batch)
+        F.cross_entropy(expected, batch.target).backward()
+        assert torch.equal(logits, expected)
+    assert step.num_graphs == 0
+    for ours, theirs in zip(network.parameters(), twin.parameters(), strict=True):
+        assert (ours.grad is None) == (theirs.grad is None)
+        assert ours.grad is None or torch.equal(ours.grad, theirs.grad)
+
+
+def test_a_batch_without_targets_is_refused():
+    network = network_of(PATTERNS[0], "cpu")
+    batch = replace(batch_of(network, PATTERNS[0], "cpu"), target=None)
+    with pytest.raises(ValueError, match="no target"):
+        GraphedStep(network, F.cross_entropy)(batch)
+
+
+def test_at_least_one_graph():
+    with pytest.raises(ValueError, match="max_graphs is 0"):
+        GraphedStep(torch.nn.Identity(), F.cross_entropy, max_graphs=0)
+
+
+@needs_gpu
+@pytest.mark.parametrize("memory", ["fast", "balanced", "lean", "min"])
+@pytest.mark.parametrize("words", PATTERNS)
+def test_replayed_steps_are_the_eager_ones(words, memory):
+    network, twin = network_of(words, memory=memory), network_of(words)
+    step = GraphedStep(network, F.cross_entropy)
+    for seed in range(4):
+        batch = batch_of(network, words, seed=seed)
+        for net in (network, twin):
+            net.zero_grad(set_to_none=True)
+        loss, logits = step(batch)
+        loss.backward()
+        expected = twin(batch)
+        expected_loss = F.cross_entropy(expected, batch.target)
+        expected_loss.backward()
+        assert_same(outcome(network, loss, logits), outcome(twin, expected_loss, expected))
+    assert step.num_graphs == 1
+
+
+@needs_gpu
+def test_gradients_accumulate_and_scale():
+    network, twin = network_of(PATTERNS[1]), network_of(PATTERNS[1])
+    step = GraphedStep(network, F.cross_entropy)
+    for seed, scale in enumerate((0.5, 0.25, 2.0, 1.0)):
+        batch = batch_of(network, PATTERNS[1], seed=seed)
+        loss, logits = step(batch)
+        (scale * loss).backward()
+        expected = twin(batch)
+        expected_loss = F.cross_entropy(expected, batch.target)
+        (scale * expected_loss).backward()
+        assert_same(outcome(network, loss, logits), outcome(twin, expected_loss, expected))
+
+
+@needs_gpu
+def test_shapes_beyond_the_bound_run_eagerly_and_all_take_turns():
+    network, twin = network_of(PATTERNS[0]), network_of(PATTERNS[0])
+    step = GraphedStep(network, F.cross_entropy, max_graphs=2)
+    for seed in range(4):
+        for words in PATTERNS[:3]:
+            batch = batch_of(network, words, seed=seed)
+            for net in (network, twin):
+                net.zero_grad(set_to_none=True)
+            loss, logits = step(batch)
+            loss.backward()
+            expected = twin(batch)
+            expected_loss = F.cross_entropy(expected, batch.target)
+            expected_loss.backward()
+            assert_same(outcome(network, loss, logits), outcome(twin, expected_loss, expected))
+    assert step.num_graphs == 2
+
+
+@needs_gpu
+def test_a_second_forward_before_the_backward_runs_eagerly():
+    network = network_of(PATTERNS[1])
+    step = GraphedStep(network, F.cross_entropy)
+    batch = batch_of(network, PATTERNS[1])
+    for _ in range(2):
+        step(batch)[0].backward()
+    network.zero_grad(set_to_none=True)
+    first, _ = step(batch)
+    second, _ = step(batch)
+    (first + second).backward()
+    both = [p.grad.clone() for p in network.parameters() if p.grad is not None]
+    network.zero_grad(set_to_none=True)
+    step(batch)[0].backward()
+    once = [p.grad for p in network.parameters() if p.grad is not None]
+    for twice, one in zip(both, once, strict=True):
+        torch.testing.assert_close(twice, 2 * one, rtol=1e-2, atol=1e-5)
+
+
+@needs_gpu
+def test_a_loss_has_one_backward():
+    network = network_of(PATTERNS[1])
+    step = GraphedStep(network, F.cross_entropy)
+    batch = batch_of(network, PATTERNS[1])
+    for _ in range(2):
+        step(batch)[0].backward()
+    loss, _ = step(batch)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="one backward pass"):
+        loss.backward()
+
+
+@needs_gpu
+def test_a_frozen_parameter_begins_new_graphs():
+    network = network_of(PATTERNS[1])
+    step = GraphedStep(network, F.cross_entropy)
+    batch = batch_of(network, PATTERNS[1])
+    for _ in range(3):
+        step(batch)[0].backward()
+    assert step.num_graphs == 1
+    network.fc.weight.requires_grad_(False)
+    network.zero_grad(set_to_none=True)
+    for _ in range(3):
+        step(batch)[0].backward()
+    assert step.num_graphs == 1
+    assert network.fc.weight.grad is None
+    assert network.fc.bias.grad is not None
+
+
+@needs_gpu
+def test_a_training_run_ends_alike_with_and_without_graphs():
+    losses = []
+    for graphed in (True, False):
+        network = network_of(PATTERNS[1])
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
+        step = GraphedStep(network, F.cross_entropy)
+        for seed in range(12):
+            batch = batch_of(network, PATTERNS[seed % 3], seed=seed)
+            if graphed:
+                loss, _ = step(batch)
+            else:
+                loss = F.cross_entropy(network(batch), batch.target)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+@needs_gpu
+@pytest.mark.filterwarnings("ignore")
+def test_fit_with_graphs_ends_like_fit_without():
+    pytest.importorskip("lightning")
+    from manystream.training.fit import fit
+    from manystream.training.options import FitOptions
+
+    ends = []
+    for graphs in ("on", "off"):
+        network = network_of(PATTERNS[1])
+        mask = mask_of(PATTERNS[1])
+        loader = [
+            {
+                **dict(
+                    zip(
+                        network.in_channels,
+                        random_images(mask, size=(64, 64), dtype=torch.float32),
+                        strict=False,
+                    )
+                ),
+                "present": mask,
+                "target": torch.arange(len(mask)) % network.num_classes,
+            }
+        ] * 6
+        options = FitOptions(epochs=2, cuda_graphs=graphs, progress=False, accelerator="gpu")
+        ends.append(fit(network, loader, options=options)["train_loss"][-1])
+    assert ends[0] == pytest.approx(ends[1], rel=0.02)
