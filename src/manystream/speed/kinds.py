@@ -12,11 +12,11 @@ from torch.profiler import ProfilerActivity, profile
 _STEPS = 3
 
 _KINDS = {
+    "optimizer and casts": "multi_tensor",
     "pooling": "pool",
     "norm": r"_statistics_kernel|_apply_kernel|_reduce_kernel|_gradient_kernel|_norm",
     "convolution": "fprop|dgrad|wgrad|conv",
     "matrix product": "nvjet|gemm|cutlass|splitk",
-    "optimizer and casts": "multi_tensor",
     "copies": "memcpy|memset|copy|fill",
     "elementwise": "elementwise|reduce|catarray",
 }

@@ -198,3 +198,23 @@ def test_torch_knows_the_pools(name):
         "norm_relu_pool_backward": (grad, x, mean, var, weight, bias, 1e-5, True, True, 3, 2, 1),
     }[name]
     torch.library.opcheck(getattr(pool, name), arguments)
+
+
+def test_a_compiled_function_may_hold_an_operation():
+    x, residual, weight, bias = (t.detach() for t in operands(torch.float32, (2, 4, 3, 3)))
+    mean, var = torch.zeros_like(weight), torch.ones_like(weight)
+
+    def function(x, residual):
+        return 2 * norm.norm_relu(x + 1, residual, mean, var, weight, bias, 1e-5, True)
+
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x, residual), function(x, residual))
+
+
+def test_autocast_leaves_an_operation_its_type():
+    x, residual, weight, bias = (t.detach() for t in operands(torch.float32, (2, 4, 3, 3)))
+    arguments = (x, residual, bias, weight.abs(), weight, bias, 1e-5, True)
+    with torch.autocast(DEVICE, torch.bfloat16):
+        inside = norm.norm_relu(*arguments)
+    assert inside.dtype == torch.float32
+    assert torch.equal(inside, norm.norm_relu(*arguments))

@@ -1,0 +1,255 @@
+"""Images per second by the way they are fed, and whether feeding keeps up with a training step.
+
+Writes JPEG and 16-bit PNG files of 640x480 into a temporary folder, and measures `manystream bench
+data` on them with and without modality dropout. With a GPU also the step of a ResNet-18 of two
+streams (bf16, batches of 128, replayed as a CUDA graph) with one batch that stays on the GPU, and
+fed from a prepared set.
+
+Run: python benchmarks/feeding.py [--workers 2] [--samples 512] [--out FILE.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import cycle
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+import manystream as ms
+from manystream.data.bench import FeedingCase, measure_feeding
+from manystream.data.dataset import StreamDataset
+from manystream.data.loaders import make_loader
+from manystream.data.opening import open_split
+from manystream.data.options import AugmentOn, DataOptions
+from manystream.data.prepared import PreparedSource, prepare_split
+from manystream.data.preprocessing import Preprocessing
+from manystream.data.sampler import own_sampler
+from manystream.data.source import Source
+from manystream.data.sources.scenes import SceneSource
+from manystream.data.transforms import TrainTransform
+from manystream.memory.bench import save
+from manystream.presence import Presence
+from manystream.streams import StreamBatch
+
+RESULTS = Path(__file__).parent / "results" / "feeding.json"
+HEIGHT, WIDTH, STORED, SHOWN = 480, 640, 256, 224
+BLANKED = (0.0, 0.2)
+BATCHES_PER_WORKER = 4  # they come in bursts, as many at once as there are workers
+FEEDING_BATCH, STEP_BATCH, ROUNDS, REPEATED = 64, 128, 5, 32
+
+
+def main() -> None:
+    """Measure, print and keep the result."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--samples", type=int, default=512)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    with TemporaryDirectory() as folder:
+        root = Path(folder)
+        write_files(root / "files", arguments.samples)
+        options = DataOptions(
+            root=root / "files",
+            image_size=SHOWN,
+            batch_size=FEEDING_BATCH,
+            num_workers=arguments.workers,
+        )
+        rows = measure(options, root / "set", arguments.samples)
+    show(rows)
+    save(arguments.out, rows)
+    print(arguments.out)
+
+
+class Repeated:
+    """A source many times over, so that an epoch is as long as that of a real data set.
+
+    Args:
+        source: the source.
+        times: how often.
+    """
+
+    def __init__(self, source: Source, times: int) -> None:
+        self._source, self._length = source, len(source.ids)
+        self.streams, self.classes = source.streams, source.classes
+        self.ids = list(source.ids) * times
+        self.targets, self.present = source.targets.repeat(times), source.present.repeat(times, 1)
+
+    def read(self, index: int, stream: int) -> np.ndarray:
+        """One image."""
+        return self._source.read(index % self._length, stream)
+
+
+class RepeatedRows(Repeated):
+    """The same of a prepared set, which is read by whole batches."""
+
+    _source: PreparedSource
+
+    def read_many(self, indices: Sequence[int], stream: int) -> np.ndarray:
+        """Images of several samples."""
+        return self._source.read_many([index % self._length for index in indices], stream)
+
+
+def measure(options: DataOptions, root: Path, samples: int) -> list[dict[str, Any]]:
+    """Rows of every way to feed at every rate of dropout, then of the fed step."""
+    files, statistics = open_split(options, "train")
+    size = (STORED, STORED)
+    prepare_split(files, statistics, root, "train", size=size, num_workers=options.num_workers)
+    prepared = RepeatedRows(PreparedSource(root, "train"), REPEATED)
+    files, samples = Repeated(files, REPEATED), samples * REPEATED
+    preprocessing = Preprocessing(SHOWN, files.streams, statistics)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rows = []
+    for blanked in BLANKED:
+        case = FeedingCase(files, prepared, preprocessing, options, samples, blanked, device)
+        measured = measure_feeding(
+            case.ways(),
+            batches=BATCHES_PER_WORKER * max(options.num_workers, 1),
+            rounds=ROUNDS,
+            ahead=2 * options.num_workers + 1,
+            device=device,
+        )
+        rows += [{**row, "blanked": blanked, "workers": options.num_workers} for row in measured]
+    if device.type == "cuda":
+        rows += step_rows(prepared, preprocessing, replace(options, batch_size=STEP_BATCH))
+    return rows
+
+
+def write_files(root: Path, number: int) -> None:
+    """Rendered scenes, enlarged to the size and with the noise of a sensor's images."""
+    scenes = SceneSource(min(number, 96), 128)
+    images = [[scenes.read(index, stream) for stream in (0, 1)] for index in range(len(scenes.ids))]
+
+    def write(index: int) -> None:
+        rng, chosen = np.random.default_rng(index), index % len(images)
+        name = scenes.classes[int(scenes.targets[chosen])]
+        for spec, pixels, suffix in zip(
+            scenes.streams, images[chosen], ("jpg", "png"), strict=True
+        ):
+            large = np.asarray(Image.fromarray(pixels.squeeze()).resize((WIDTH, HEIGHT)))
+            noisy = (large + rng.integers(-4, 5, large.shape)).clip(0, np.iinfo(pixels.dtype).max)
+            path = root / "train" / spec.name / name / f"{index}.{suffix}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(noisy.astype(pixels.dtype)).save(path)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(write, range(number)))
+
+
+def step_rows(
+    source: Source, preprocessing: Preprocessing, options: DataOptions
+) -> list[dict[str, Any]]:
+    """Milliseconds of a step with a batch that stays, and with batches that are fed, in turns."""
+    step = training_step(len(source.classes))
+    feeds: dict[str, AugmentOn | None] = {
+        "step, batch stays": None,
+        "step, prepared, on the cpu": "cpu",
+        "step, prepared, on the device": "device",
+    }
+    batches: dict[str, Iterator[StreamBatch]] = {}
+    for name, augment_on in feeds.items():
+        fed = replace(options, augment_on=augment_on or "device")
+        loader = make_loader(
+            StreamDataset(source, TrainTransform(preprocessing)), fed, shuffle=True
+        )
+        endless = forever(loader)
+        batches[name] = endless if augment_on else cycle([next(endless).to("cuda")])
+    times: dict[str, list[float]] = {name: [] for name in feeds}
+    for _ in range(ROUNDS):
+        for name, feeding in batches.items():
+            times[name].append(time_steps(step, feeding, options.num_workers))
+    alone = np.array(times["step, batch stays"])
+    return [
+        {
+            "name": name,
+            "workers": options.num_workers,
+            "step_ms": median(of_way),
+            "step_ms_least": min(of_way),
+            "step_ms_greatest": max(of_way),
+            "ratio": median((np.array(of_way) / alone).tolist()),
+        }
+        for name, of_way in times.items()
+    ]
+
+
+def forever(loader: Any) -> Iterator[StreamBatch]:
+    """Batches of one epoch after the other."""
+    while True:
+        yield from loader
+        sampler = own_sampler(loader)
+        assert sampler is not None
+        sampler.epoch += 1
+
+
+def training_step(num_classes: int) -> Callable[[StreamBatch], None]:
+    """A step of a ResNet-18 in bf16, replayed from a graph that its inputs are copied into."""
+    model = ms.create_model(streams={"rgb": 3, "depth": 1}, num_classes=num_classes).cuda()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    shapes = [(STEP_BATCH, channels, SHOWN, SHOWN) for channels in (3, 1)]
+    images = tuple(torch.randn(shape, device="cuda") for shape in shapes)
+    target = torch.zeros(STEP_BATCH, dtype=torch.int64, device="cuda")
+    held = StreamBatch(images, Presence.all_present(STEP_BATCH, 2), target=target)
+
+    def eager() -> None:
+        optimizer.zero_grad()
+        with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
+            loss = F.cross_entropy(model(held), target)
+        loss.backward()
+        optimizer.step()
+
+    graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    with torch.cuda.stream(side):  # graphs want to have been run before, beside the main stream
+        for _ in range(3):
+            eager()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        eager()
+
+    def step(batch: StreamBatch) -> None:
+        assert batch.target is not None
+        for place, fed in zip(images, batch.streams, strict=True):
+            place.copy_(fed)
+        target.copy_(batch.target)
+        graph.replay()
+
+    return step
+
+
+def time_steps(
+    step: Callable[[StreamBatch], None], batches: Iterator[StreamBatch], workers: int
+) -> float:
+    """Milliseconds of a step, when what workers had ready is used up, over some turns of each."""
+    for _ in range(2 * workers + 1):
+        step(next(batches).to("cuda"))
+    torch.cuda.synchronize()
+    start, steps = perf_counter(), 8 * max(workers, 1)
+    for _ in range(steps):
+        step(next(batches).to("cuda"))
+    torch.cuda.synchronize()
+    return (perf_counter() - start) / steps * 1e3
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Print the rows."""
+    table = Table("", "blanked", "samples / s", "images / s", "step, ms", "ratio")
+    for row in rows:
+        numbers = [row.get(key) for key in ("samples_per_second", "images_per_second", "step_ms")]
+        shown = ["" if value is None else f"{value:.1f}" for value in numbers]
+        table.add_row(row["name"], str(row.get("blanked", "")), *shown, f"{row['ratio']:.2f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
