@@ -1,5 +1,7 @@
 import pickle
 import struct
+import tracemalloc
+import warnings
 import zlib
 from pathlib import Path
 
@@ -210,3 +212,54 @@ def test_the_error_survives_a_worker_process():
     assert (copied.path, copied.reason) == (error.path, error.reason)
     # torch's DataLoader rebuilds an exception from its message alone.
     assert str(UnreadableImageError(str(error))) == str(error)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".tiff"])
+def test_a_jpeg_with_another_name_is_told(tmp_path, suffix):
+    path = tmp_path / f"x{suffix}"
+    Image.fromarray(COLOR).save(path, format="JPEG")
+    with pytest.raises(UnreadableImageError, match=r"it is a JPEG; rename it|not a TIFF file"):
+        read_image(path)
+
+
+def test_a_png_with_a_jpegs_name_is_told(tmp_path):
+    Image.fromarray(COLOR).save(tmp_path / "x.jpg", format="PNG")
+    with pytest.raises(UnreadableImageError, match=r"it is named \.jpg, but it is a PNG; rename"):
+        read_image(tmp_path / "x.jpg")
+
+
+@pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
+def test_the_pixel_limit_holds_for_every_kind_of_file(tmp_path, suffix):
+    path = tmp_path / f"x{suffix}"
+    np.save(path, COLOR) if suffix == ".npy" else Image.fromarray(COLOR).save(path)
+    assert read_image(path, max_pixels=35).shape == (5, 7, 3)
+    with pytest.raises(UnreadableImageError, match=r"it has . x . pixels; expected at most 34"):
+        read_image(path, max_pixels=34)
+
+
+@pytest.mark.parametrize("side", [9_000, 12_000, 200_000])
+def test_a_small_file_of_a_huge_image_is_not_decoded(tmp_path, side):
+    """A header that claims a size; the little that follows would be decoded for minutes."""
+    path = tmp_path / "x.png"
+    whole = png_bytes(RANGE, color_type=0)
+    header = whole[12:16] + struct.pack(">II", side, side) + whole[24:29]
+    path.write_bytes(whole[:12] + header + struct.pack(">I", zlib.crc32(header)) + whole[33:])
+    before = tracemalloc_peak(lambda: refuse_to_read(path))
+    assert before < 2**20
+
+
+def refuse_to_read(path: Path) -> None:
+    with warnings.catch_warnings():  # Pillow's own, above 89 million pixels
+        warnings.simplefilter("ignore")
+        with pytest.raises(UnreadableImageError, match="pixels"):
+            read_image(path)
+
+
+def tracemalloc_peak(run) -> int:
+    """Most bytes that Python and NumPy held at once."""
+    tracemalloc.start()
+    try:
+        run()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from manystream.data.folder import FolderSource
-from manystream.data.loaders import DataOptions, open_split, open_unlabelled, training_data
+from manystream.data.loaders import training_data
+from manystream.data.opening import open_split, open_unlabelled
+from manystream.data.options import DataOptions
 from manystream.data.preprocessing import Preprocessing
-from manystream.data.scenes import SceneSource
+from manystream.data.sources.folder import FolderSource
+from manystream.data.sources.scenes import SceneSource
 from manystream.data.survey import survey
 from tests.data.builders import DEPTH, OTHER, RGB, noise, write_image
 
@@ -54,6 +56,7 @@ def test_a_folder_from_files_to_batches(root):
     assert data.classes == CLASSES
     assert data.in_channels == {"rgb": 3, "depth": 1}
     assert lines == [
+        f"found images in folders at {root}",
         "train: 6 samples; rgb is missing in 1 (16.7%); depth is missing in 2 (33.3%)",
         "val: 3 samples; every stream present in all",
     ]
@@ -84,17 +87,18 @@ def test_training_batches_are_shuffled_compact_and_full(root):
 def test_a_truncated_image_is_reported_with_its_path_before_any_work(root, torn):
     with pytest.raises(ValueError, match=r"unreadable images: 1\n  .*train/depth/bed/0\.png: "):
         training_data(options_for(root), report=silent)
-    with pytest.raises(ValueError, match=r"absent with --data\.on-error skip"):
+    with pytest.raises(ValueError, match=r"with --data\.on-error skip they count as absent"):
         training_data(options_for(root), report=silent)
 
 
 def test_a_truncated_image_can_be_skipped(root, torn):
     lines = []
     data = training_data(options_for(root, on_error="skip"), report=lines.append)
-    assert str(torn) in lines[0]
-    assert lines[0].startswith("unreadable images: 1\n")
-    assert lines[0].endswith("counted as absent; 1 samples had nothing else and are left out")
-    assert lines[1].startswith("train: 5 samples; depth is missing in 2 (40.0%)")
+    assert str(torn) in lines[1]
+    assert lines[1].startswith("unreadable images: 1\n")
+    assert lines[1].endswith("skipped: they count as absent")
+    assert lines[2] == "1 samples had nothing else and are left out"
+    assert lines[3].startswith("train: 5 samples; depth is missing in 2 (40.0%)")
     assert data.train.dataset.source.ids == ["bed/3", "desk/1", "desk/4", "sofa/2", "sofa/5"]
 
 
@@ -171,7 +175,7 @@ def test_unlabelled_images_are_looked_at_once(root, torn):
     for name in "ab":
         write_image(folder / "rgb" / f"{name}.png", noise(20, 24))
     (folder / "rgb/c.png").write_text("torn")
-    with pytest.raises(ValueError, match=r"new/rgb/c\.png: (.*\n)*.* absent with --on-error skip"):
+    with pytest.raises(ValueError, match=r"new/rgb/c\.png: (.*\n)*.* --on-error skip they count"):
         open_unlabelled(folder, (RGB, DEPTH), "raise", silent)
     lines = []
     assert open_unlabelled(folder, (RGB, DEPTH), "skip", lines.append).ids == ["a", "b"]

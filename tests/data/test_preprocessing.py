@@ -3,10 +3,13 @@ import json
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 
-from manystream.data.preprocessing import Preprocessing, normalise, resize, to_tensor
+from manystream.data.preprocessing import Preprocessing, normalise, resize
 from manystream.data.statistics import StreamStatistics
-from tests.data.builders import DEPTH, OTHER, RGB, ramps
+from tests.data.builders import DEPTH, OTHER, RGB, noise, ramps
 
 
 def test_preprocessing_survives_json():
@@ -30,19 +33,36 @@ def test_preprocessing_is_checked():
         Preprocessing(8, (DEPTH, DEPTH), (one,))
 
 
-def test_a_tensor_has_the_images_values_channel_first():
-    image = ramps(2, 3)
-    found = to_tensor(image)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_at_its_own_size_an_image_has_its_values_channels_first(dtype):
+    image = (ramps(2, 3) * 200).astype(dtype)
+    found = resize(image, OTHER, (2, 3))
     assert found.dtype == torch.float32
+    assert found.is_contiguous()
     np.testing.assert_array_equal(found.permute(1, 2, 0).numpy(), image)
 
 
 def test_depth_takes_the_nearest_pixel_and_the_rest_is_blended():
-    steps = torch.tensor([[[0.0, 0.0, 1000.0, 1000.0]]])
+    steps = np.array([[0, 0, 1000, 1000]], np.uint16)[..., None]
     assert resize(steps, DEPTH, (1, 2)).flatten().tolist() == [0, 1000]
-    assert resize(steps[:, :, 1:3], DEPTH, (1, 4)).flatten().tolist() == [0, 0, 1000, 1000]
-    blended = resize(steps[:, :, 1:3], OTHER, (1, 4)).flatten().tolist()
-    assert blended == [0, 250, 750, 1000]
+    assert resize(steps[:, 1:3], DEPTH, (1, 4)).flatten().tolist() == [0, 0, 1000, 1000]
+    assert resize(steps[:, 1:3], OTHER, (1, 4)).flatten().tolist() == [0, 250, 750, 1000]
+    narrow = (steps[:, 1:3] // 10).astype(np.uint8)
+    assert resize(narrow, OTHER, (1, 4)).flatten().tolist() == [0, 25, 75, 100]
+
+
+# Of a float image whose result is one pixel wide, torch (2.11, 2.13) blends only the first rows.
+@given(lengths=st.tuples(*[st.integers(1, 60)] * 3, st.integers(2, 60)))
+def test_resizing_is_what_torch_does(lengths):
+    height, width, *size = lengths
+    image = noise(height, width, 2).astype(np.uint16) * 7
+    full = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)[None]
+    nearest = F.interpolate(full, size, mode="nearest-exact")[0]
+    assert torch.equal(resize(image, DEPTH, tuple(size)), nearest)
+    blended = F.interpolate(full, size, mode="bilinear", antialias=True)[0]
+    assert torch.allclose(resize(image, OTHER, tuple(size)), blended)
+    narrow = resize((image // 7).astype(np.uint8), OTHER, tuple(size))
+    assert (narrow - blended / 7).abs().max() <= 1 + 1e-3
 
 
 def test_depth_without_a_reading_is_zero_after_normalisation():

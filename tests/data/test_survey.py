@@ -1,24 +1,16 @@
-import json
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
-from manystream.data import folder
-from manystream.data.folder import FolderSource
 from manystream.data.image import UnreadableImageError
-from manystream.data.source import StreamSpec
 from manystream.data.statistics import StreamStatistics
 from manystream.data.survey import (
-    Survey,
     UnreadableFile,
     presence_summary,
     survey,
-    survey_folder,
 )
 from tests.data.builders import DEPTH, OTHER, RGB, ArraySource
 
@@ -120,6 +112,52 @@ def test_nan_outside_depth_is_unreadable():
     assert found.statistics[0].mean == (1.0, 1.0)
 
 
+def test_depth_that_is_no_depth_is_told_and_counts_as_no_reading():
+    odd = np.array([[2, -1, np.nan, np.inf, 0]], np.float32)[..., None]
+    good = np.array([[[4]]], np.float32)
+    found = survey(ArraySource((DEPTH,), [[odd], [good], [np.array([[[0]]], np.float32)]]))
+    assert found.unreadable == ()
+    assert found.statistics == (StreamStatistics((3.0,), (1.0,)),)
+    reason = "3 of 5 depth values are NaN, infinite or negative; 0 is no reading"
+    assert found.odd_depth == (UnreadableFile(Path("depth/0"), reason),)
+
+
+def images_of(*sizes) -> list:
+    """One sample with a colour, a depth and a sonar image of these sizes."""
+    shapes = zip(sizes, (3, 1, 2), (np.uint8, np.uint16, np.float32), strict=True)
+    return [size and np.ones((*size, c), dtype) for size, c, dtype in shapes]
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        ((480, 640), (240, 320), (120, 160)),
+        ((427, 561), (213, 280), (107, 140)),
+        ((480, 640), None, (240, 320)),
+        ((480, 640), None, None),
+    ],
+)
+def test_one_aspect_ratio_is_one_view(sizes):
+    source = ArraySource((RGB, DEPTH, OTHER), [images_of(*sizes)])
+    assert survey(source, same_view=True).unreadable == ()
+
+
+@pytest.mark.parametrize("other", [(424, 512), (640, 480), (480, 660)])
+def test_a_sample_of_mixed_sizes_is_told_and_does_not_count(other):
+    samples = [images_of((480, 640), other, (240, 320)), images_of((4, 4), (4, 4), None)]
+    samples[1][1][:] = 9
+    source = ArraySource((RGB, DEPTH, OTHER), samples)
+    found = survey(source, same_view=True)
+    assert [file.path for file in found.unreadable] == [
+        Path("rgb/0"),
+        Path("depth/0"),
+        Path("sonar/0"),
+    ]
+    assert f"(640x480, {other[1]}x{other[0]}, 320x240)" in found.unreadable[1].reason
+    assert found.statistics[1] == StreamStatistics((9.0,), (1.0,))
+    assert survey(source).unreadable == ()
+
+
 def test_other_errors_are_not_swallowed():
     with pytest.raises(RuntimeError, match="a bug"):
         survey(ArraySource((RGB,), [[RuntimeError("a bug")]]))
@@ -145,97 +183,3 @@ def test_presence_summary():
     samples = [[None, 1, 1], [1, None, 1], [None, 1, 1]]
     source = ArraySource((RGB, DEPTH, OTHER), samples)
     assert presence_summary(source) == {"rgb": 2, "depth": 1, "sonar": 0}
-
-
-@pytest.fixture
-def source(tmp_path) -> FolderSource:
-    rng = np.random.default_rng(0)
-    for name in ("bed/a", "bed/b", "desk/c"):
-        path = tmp_path / "train/rgb" / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8)).save(path)
-    (tmp_path / "train/rgb/desk/torn.png").write_text("torn")
-    return FolderSource(tmp_path, "train", (RGB,))
-
-
-@pytest.fixture
-def no_decoding(monkeypatch):
-    def refuse(path):
-        raise AssertionError(f"{path} was decoded again")
-
-    return lambda: monkeypatch.setattr(folder, "read_image", refuse)
-
-
-def test_a_survey_is_kept(source, no_decoding):
-    first = survey_folder(source)
-    assert first == survey(source)
-    assert first.unreadable_paths == {source.root / "train/rgb/desk/torn.png"}
-    no_decoding()
-    assert survey_folder(FolderSource(source.root, "train", (RGB,))) == first
-    json.loads((source.root / ".manystream/survey-train.json").read_text())
-    assert len(list((source.root / ".manystream").iterdir())) == 1
-
-
-def test_a_kept_survey_moves_with_its_folder(source, no_decoding, tmp_path):
-    first = survey_folder(source)
-    moved = source.root.with_name("moved")
-    source.root.rename(moved)
-    no_decoding()
-    again = survey_folder(FolderSource(moved, "train", (RGB,)))
-    assert again.statistics == first.statistics
-    assert again.unreadable_paths == {moved / "train/rgb/desk/torn.png"}
-
-
-def touch_later(source: FolderSource) -> FolderSource:
-    path = source.path(0, 0)
-    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
-    return source
-
-
-def replace_image(source: FolderSource) -> FolderSource:
-    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(source.path(0, 0))
-    return source
-
-
-def remove_image(source: FolderSource) -> FolderSource:
-    source.path(0, 0).unlink()
-    return FolderSource(source.root, "train", source.streams)
-
-
-def change_kind(source: FolderSource) -> FolderSource:
-    return FolderSource(source.root, "train", (StreamSpec("rgb", 3, "depth"),))
-
-
-def damage_cache(source: FolderSource) -> FolderSource:
-    (source.root / ".manystream/survey-train.json").write_text("{")
-    return source
-
-
-@pytest.mark.parametrize(
-    "change", [touch_later, replace_image, remove_image, change_kind, damage_cache]
-)
-def test_a_change_surveys_again(source, change):
-    survey_folder(source)
-    changed = change(source)
-    decoded = []
-    again = survey_folder(changed, progress=lambda done, _: decoded.append(done))
-    assert decoded[-1] == len(changed.ids)
-    assert again == survey(changed)
-
-
-def test_another_limit_surveys_again(source):
-    assert survey_folder(source) != survey_folder(source, limit=1)
-    assert survey_folder(source, limit=1) == survey(source, limit=1)
-
-
-def test_where_nothing_can_be_kept_the_survey_still_works(source):
-    # A file where the folder should be stands for a read-only disk, which root can write to.
-    (source.root / ".manystream").write_text("in the way")
-    assert isinstance(survey_folder(source), Survey)
-    assert (source.root / ".manystream").read_text() == "in the way"
-
-
-def test_a_source_without_its_unreadable_files_is_clean(source):
-    clean = source.without(survey_folder(source).unreadable_paths)
-    assert clean.ids == ["bed/a", "bed/b", "desk/c"]
-    assert survey(clean) == Survey(survey(source).statistics, ())

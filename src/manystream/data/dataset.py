@@ -37,10 +37,12 @@ class Sample:
     Attributes:
         streams: one per stream, shape (C_m, H, W), float32; None where absent or blanked.
         target: number of its class.
+        id: its name, for messages.
     """
 
     streams: tuple[Tensor | None, ...]
     target: int
+    id: str = ""
 
 
 class StreamDataset(Dataset[Sample]):
@@ -70,7 +72,8 @@ class StreamDataset(Dataset[Sample]):
             for m, (kept, present) in enumerate(zip(key.kept, has, strict=True))
         ]
         streams = self.transform(images, sample_rng(self.seed, key.epoch, key.index))
-        return Sample(tuple(streams), int(self.source.targets[key.index]))
+        target = int(self.source.targets[key.index])
+        return Sample(tuple(streams), target, self.source.ids[key.index])
 
 
 class Collate:
@@ -96,4 +99,5 @@ class Collate:
                 torch.stack(images) if images else torch.empty(0, channels, height, width)
             )
         target = torch.tensor([sample.target for sample in samples])
-        return StreamBatch(tuple(streams), presence, target=target)
+        ids = tuple(sample.id for sample in samples)
+        return StreamBatch(tuple(streams), presence, target=target, ids=ids)

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+
+from manystream.data.bands import has_bands, read_bands
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".npy")
 
+MAX_PIXELS = 2**26
+"""Height times width that is decoded unless more is asked for: 192 MiB of RGB. A file of a few kB
+can claim a thousand times as much."""
+
 _PILLOW_FORMATS = ("JPEG", "PNG", "TIFF")
+_PILLOW_CLASSES = {
+    ".jpg": JpegImageFile,
+    ".jpeg": JpegImageFile,
+    ".png": PngImageFile,
+    ".tif": TiffImageFile,
+    ".tiff": TiffImageFile,
+}
 _STORED_DTYPES = (np.uint8, np.uint16, np.float32)
 _AS_IT_IS = ("L", "RGB", "I", "F")
 
@@ -33,25 +51,28 @@ class UnreadableImageError(ValueError):
         return f"cannot read the image {path}: {self.reason}" if self.reason else path
 
 
-def read_image(path: str | Path) -> np.ndarray:
+def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode a whole image file, so that a truncated one is found.
 
     Values are never scaled: 16-bit PNG and TIFF give uint16. Transparency is dropped, palettes
-    become RGB, orientation tags are not applied. In ``.npy`` files float64 becomes float32 and
-    other integers become uint16 where they fit.
+    become RGB, orientation tags are not applied. A TIFF may have any number of bands, as channels
+    or as pages. In ``.npy`` files float64 becomes float32 and other integers become uint16 where
+    they fit.
 
     Args:
-        path: a file whose suffix is one of ``IMAGE_SUFFIXES``; ``.npy`` holds (H, W) or (H, W, C).
+        path: a file whose suffix is one of ``IMAGE_SUFFIXES`` and says what the file is; ``.npy``
+            holds (H, W) or (H, W, C).
+        max_pixels: height × width of the largest image to decode.
 
     Returns:
         Shape (H, W, C); uint8, uint16 or float32.
 
     Raises:
-        UnreadableImageError: if the file is missing, damaged, or would lose bits.
+        UnreadableImageError: if the file is missing, damaged, too large, or would lose bits.
     """
     path = Path(path)
     try:
-        return _with_channels(_stored_dtype(_decode(path)))
+        return _with_channels(_stored_dtype(_decode(path, max_pixels)))
     except Exception as error:  # On damaged files Pillow and NumPy raise a dozen different kinds.
         raise UnreadableImageError(path, _reason(error)) from error
 
@@ -64,23 +85,37 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _decode(path: Path) -> np.ndarray:
+def _decode(path: Path, max_pixels: int) -> np.ndarray:
     suffix = path.suffix.lower()
     if suffix not in IMAGE_SUFFIXES:
         raise ValueError(f"its suffix is {suffix!r}; expected one of {', '.join(IMAGE_SUFFIXES)}")
-    return _decode_npy(path) if suffix == ".npy" else _decode_pillow(path)
+    if suffix == ".npy":
+        return _decode_npy(path, max_pixels)
+    if _PILLOW_CLASSES[suffix] is TiffImageFile and has_bands(path):
+        return read_bands(path, partial(_check_size, max_pixels=max_pixels))
+    return _decode_pillow(path, max_pixels)
 
 
-def _decode_npy(path: Path) -> np.ndarray:
-    with path.open("rb") as file:
-        # np.load would call a text file pickled data; this one says that it is no .npy file.
-        return np.lib.format.read_array(file, allow_pickle=False)
+def _decode_npy(path: Path, max_pixels: int) -> np.ndarray:
+    # A text file would make np.load speak of pickles; opened so, it is said to be no .npy file.
+    mapped = np.lib.format.open_memmap(path, mode="r")
+    _check_size(mapped.shape[:2], max_pixels)
+    return np.array(mapped)
 
 
-def _decode_pillow(path: Path) -> np.ndarray:
+def _decode_pillow(path: Path, max_pixels: int) -> np.ndarray:
     with Image.open(path, formats=_PILLOW_FORMATS) as image:
+        if not isinstance(image, _PILLOW_CLASSES[path.suffix.lower()]):
+            raise ValueError(f"it is named {path.suffix}, but it is a {image.format}; rename it")
+        _check_size(image.size, max_pixels)
         _refuse_lossy_depth(image)
         return np.array(_plain_mode(image))
+
+
+def _check_size(shape: tuple[int, ...], max_pixels: int) -> None:
+    if math.prod(shape) > max_pixels:
+        size = " x ".join(map(str, shape))
+        raise ValueError(f"it has {size} pixels; expected at most {max_pixels} in all (max_pixels)")
 
 
 def _refuse_lossy_depth(image: ImageFile.ImageFile) -> None:
@@ -88,7 +123,7 @@ def _refuse_lossy_depth(image: ImageFile.ImageFile) -> None:
     if image.mode[0] not in "IF" and any(";16" in _raw_mode(tile[3]) for tile in image.tile):
         raise ValueError(
             "it has several channels of 16 bits, of which Pillow keeps 8; "
-            "store it as .npy, or with 8 bits a channel"
+            "store it as TIFF or .npy, or with 8 bits a channel"
         )
 
 

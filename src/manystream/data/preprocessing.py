@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -97,23 +98,58 @@ def check_images(images: Sequence[np.ndarray | None], streams: Sequence[StreamSp
             )
 
 
-def to_tensor(image: np.ndarray) -> Tensor:
-    """Turn a raw image (H, W, C) into float32 of shape (C, H, W) with the same values."""
-    # Always a copy: the source may hand out read-only or shared memory.
-    return torch.from_numpy(np.array(image.transpose(2, 0, 1), dtype=np.float32, order="C"))
+def resize(image: np.ndarray, spec: StreamSpec, size: tuple[int, int]) -> Tensor:
+    """Stretch a raw image: depth to the nearest pixel, the rest bilinearly with antialiasing.
 
+    8-bit images are resized as such, which is several times as fast and rounds to whole numbers.
 
-def resize(image: Tensor, spec: StreamSpec, size: tuple[int, int]) -> Tensor:
-    """Stretch an image (C, H, W) to ``size``: depth to the nearest pixel, the rest antialiased."""
+    Args:
+        image: shape (H, W, C).
+        spec: its stream.
+        size: height and width of the result.
+
+    Returns:
+        Shape (C, *size), float32, with the values as stored; never shares the image's memory.
+    """
+    if image.shape[:2] == size:
+        return _channels_first(torch.from_numpy(np.array(image, order="C")))
     if spec.kind == "depth":  # Blending a reading with a missing one would invent a distance.
-        return F.interpolate(image[None], size, mode="nearest-exact")[0]
-    return F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
+        rows, columns = (_nearest(*pair) for pair in zip(image.shape, size, strict=False))
+        return _channels_first(torch.from_numpy(image[rows][:, columns]))
+    stored = np.array(image, np.uint8 if image.dtype == np.uint8 else np.float32, order="C")
+    pixels = torch.from_numpy(stored).permute(2, 0, 1)[None]
+    resized = F.interpolate(pixels, size, mode="bilinear", antialias=True)[0]
+    return _channels_first(resized.permute(1, 2, 0))
 
 
-def normalise(image: Tensor, spec: StreamSpec, statistics: StreamStatistics) -> Tensor:
-    """Give an image (C, H, W) mean 0 and deviation 1; depth without a reading is exactly 0."""
-    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (statistics.mean, statistics.std))
-    normalised = (image - mean) / std
+def normalise(images: Tensor, spec: StreamSpec, statistics: StreamStatistics) -> Tensor:
+    """Give images mean 0 and deviation 1; depth without a reading is exactly 0.
+
+    Args:
+        images: shape (C, H, W) or (B, C, H, W), floating point.
+        spec: their stream.
+        statistics: mean and standard deviation per channel.
+    """
+    mean, std = _columns(statistics, images.device)
     if spec.kind != "depth":
-        return normalised
-    return torch.where(image.isfinite() & (image > 0), normalised, 0.0)
+        return (images - mean).div_(std)
+    readings = images.nan_to_num(0.0, 0.0, 0.0).clamp_(min=0)
+    return (readings - mean).div_(std).mul_(readings.sign())
+
+
+def _channels_first(pixels: Tensor) -> Tensor:
+    """Turn (H, W, C) of any dtype into float32 (C, H, W)."""
+    return pixels.permute(2, 0, 1).contiguous().float()
+
+
+def _nearest(length: int, size: int) -> np.ndarray:
+    """Pixel of an axis that is nearest to each pixel of the result, as ``nearest-exact`` has it."""
+    scale = np.float32(length) / np.float32(size)
+    nearest = np.floor((np.arange(size, dtype=np.float32) + np.float32(0.5)) * scale)
+    return np.asarray(np.minimum(nearest, length - 1), np.int64)
+
+
+@lru_cache(maxsize=64)
+def _columns(statistics: StreamStatistics, device: torch.device) -> tuple[Tensor, Tensor]:
+    mean, std = torch.tensor([statistics.mean, statistics.std], device=device)[..., None, None]
+    return mean, std

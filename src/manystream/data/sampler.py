@@ -22,7 +22,7 @@ class StreamBatchSampler(Sampler[list[SampleKey]]):
 
     Args:
         present: which streams each sample has, shape (N, M), bool.
-        batch_size: samples per batch.
+        batch_size: samples per batch and process.
         shuffle: whether the order is drawn anew each epoch, from ``seed`` and the epoch.
         drop_last: whether a smaller last batch is left out.
         seed: seed of the order.
@@ -31,6 +31,9 @@ class StreamBatchSampler(Sampler[list[SampleKey]]):
         select: which streams the samples of a batch keep; a sample that keeps none is left out.
             None keeps all.
         epoch: the epoch, set by the training loop.
+        start: batches that the next pass leaves out, for a run that goes on within an epoch.
+        rank: number of this process among those that train together; see :func:`shared`.
+        world_size: how many these are.
     """
 
     def __init__(
@@ -47,17 +50,23 @@ class StreamBatchSampler(Sampler[list[SampleKey]]):
         self.present = present
         self.batch_size = batch_size
         self.shuffle = shuffle
-        self.drop_last = drop_last and len(present) >= batch_size
+        self.drop_last = drop_last
         self.seed = seed
         self.select: Selection | None = None
         self.epoch = 0
+        self.start = 0
+        self.rank = 0
+        self.world_size = 1
 
     def __len__(self) -> int:
-        full, rest = divmod(len(self.present), self.batch_size)
-        return full + (rest > 0 and not self.drop_last)
+        full, rest = divmod(len(self.present), self.batch_size * self.world_size)
+        return full + (rest > 0 and not (self.drop_last and full))
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        for indices in self._order().split(self.batch_size)[: len(self)]:
+        start, self.start = self.start, 0
+        together = self._order().split(self.batch_size * self.world_size)
+        for joined in together[start : len(self)]:
+            indices = joined[self.rank :: self.world_size]
             kept = self.present[indices]
             kept = kept if self.select is None else self.select(kept)
             batch = [
@@ -101,3 +110,34 @@ def select_before_reading(loader: Iterable[Any], select: Selection | None) -> It
         yield
     finally:
         sampler.select = before
+
+
+@contextmanager
+def shared(loader: Iterable[Any] | None, rank: int, world_size: int) -> Iterator[None]:
+    """For a while, have a loader of ours serve one of several processes.
+
+    Every process gets the same number of batches; together, the batches of one step are what a
+    single process would have seen at ``world_size`` times the batch size. Any other loader is left
+    as it is.
+
+    Args:
+        loader: batches.
+        rank: number of this process.
+        world_size: number of processes.
+
+    Raises:
+        ValueError: if there are fewer samples than processes.
+    """
+    sampler = own_sampler(loader)
+    if sampler is None:
+        yield
+        return
+    if len(sampler.present) < world_size:
+        raise ValueError(
+            f"{len(sampler.present)} samples for {world_size} processes; expected at least one each"
+        )
+    sampler.rank, sampler.world_size = rank, world_size
+    try:
+        yield
+    finally:
+        sampler.rank, sampler.world_size = 0, 1

@@ -20,12 +20,19 @@ class StreamSpec:
         name: what the stream is called at the model's edge, for example ``"rgb"``.
         channels: channels of its images.
         kind: how its values are treated. ``"color"``: 8-bit intensities, colour is augmented.
-            ``"depth"``: a range in any unit, where 0 means no reading. ``"other"``: plain values.
+            ``"depth"``: a range, where 0 means no reading. ``"other"``: plain values.
+        unit: ``"m"`` if depth is in metres; empty if it is as stored, whatever that is.
     """
 
     name: str
     channels: int
     kind: StreamKind = "other"
+    unit: Literal["", "m"] = ""
+
+    def __str__(self) -> str:
+        """As messages name it."""
+        unit = f" in {self.unit}" if self.unit else ""
+        return f"{self.name} ({self.channels} of {self.kind}{unit})"
 
 
 class Source(Protocol):
@@ -61,3 +68,12 @@ class Source(Protocol):
             Shape (H, W, C); uint8, uint16 or float32, with the values as stored.
         """
         ...
+
+
+def groups_of(source: Source) -> Sequence[str] | None:
+    """Which recording or room each sample shows, by name; None if the source does not know.
+
+    Samples of one group look alike, so no group may lie on both sides of a split.
+    """
+    groups: Sequence[str] | None = getattr(source, "groups", None)
+    return groups

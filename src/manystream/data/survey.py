@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from manystream.data.folder import FolderSource
 from manystream.data.image import UnreadableImageError
 from manystream.data.source import Source, StreamSpec
 from manystream.data.statistics import Moments, StreamStatistics, image_moments, merge_moments
-
-_CACHE_VERSION = 1
 
 Progress = Callable[[int, int], None]
 """Called after each image with how many are done and how many there are."""
@@ -27,7 +21,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class UnreadableFile:
-    """An image that cannot be trained on, and why."""
+    """An image that cannot be trained on as it is, and why."""
 
     path: Path
     reason: str
@@ -39,15 +33,19 @@ class Survey:
 
     Attributes:
         statistics: one per stream, over its readable images.
-        unreadable: damaged files, and files whose channels, dtype or values do not fit the stream.
+        unreadable: damaged files, and files whose channels, dtype, values or aspect ratio do not
+            fit their stream or sample.
+        odd_depth: files of depth with pixels that are NaN, infinite or negative. They count as no
+            reading.
     """
 
     statistics: tuple[StreamStatistics, ...]
     unreadable: tuple[UnreadableFile, ...]
+    odd_depth: tuple[UnreadableFile, ...] = ()
 
     @property
     def unreadable_paths(self) -> set[Path]:
-        """What :meth:`FolderSource.without` takes."""
+        """What ``without`` of a source of files takes."""
         return {file.path for file in self.unreadable}
 
 
@@ -57,7 +55,13 @@ def presence_summary(source: Source) -> dict[str, int]:
     return {spec.name: count for spec, count in zip(source.streams, absent, strict=True)}
 
 
-def survey(source: Source, *, limit: int | None = None, progress: Progress | None = None) -> Survey:
+def survey(
+    source: Source,
+    *,
+    limit: int | None = None,
+    same_view: bool = False,
+    progress: Progress | None = None,
+) -> Survey:
     """Decode every present image once, in threads.
 
     In a ``"depth"`` stream only readings count: finite and above 0. Elsewhere every pixel counts,
@@ -67,6 +71,7 @@ def survey(source: Source, *, limit: int | None = None, progress: Progress | Non
     Args:
         source: the data set; a ``path(index, stream)`` method, where it has one, names its files.
         limit: look at this many samples only, evenly spaced over the source.
+        same_view: whether the images of a sample are all unreadable if they differ in aspect ratio.
         progress: called after each image with the number done and the number to do.
 
     Returns:
@@ -79,40 +84,37 @@ def survey(source: Source, *, limit: int | None = None, progress: Progress | Non
     images = _decode_all(source, _present_images(source, limit), progress)
     dtypes = [_usual_dtype(images, stream) for stream in range(len(source.streams))]
     images = [_with_dtype_checked(image, dtypes[image.stream]) for image in images]
+    if same_view:
+        images = _with_view_checked(images)
     return Survey(
         tuple(_stream_statistics(images, m, spec) for m, spec in enumerate(source.streams)),
         tuple(UnreadableFile(image.path, image.problem) for image in images if image.problem),
+        tuple(
+            UnreadableFile(image.path, image.doubt)
+            for image in images
+            if image.doubt and not image.problem
+        ),
     )
 
 
-def survey_folder(
-    source: FolderSource, *, limit: int | None = None, progress: Progress | None = None
-) -> Survey:
-    """:func:`survey`, kept in ``<root>/.manystream/survey-<split>.json`` for the next run.
-
-    What is kept holds as long as the files' names, sizes and modification times, the streams and
-    ``limit`` stay the same; deleting the file starts over. Survey the whole source, then call
-    ``source.without``: the smaller source is another one and would be surveyed again. Where the
-    folder cannot be written, nothing is kept.
-    """
-    cache = source.root / ".manystream" / f"survey-{source.split}.json"
-    fingerprint = _fingerprint(source, limit)
-    kept = _load(cache, fingerprint, source.root)
-    if kept is not None:
-        return kept
-    found = survey(source, limit=limit, progress=progress)
-    _save(cache, fingerprint, source.root, found)
-    return found
-
-
 class _Image(NamedTuple):
-    """One image as the survey saw it; ``problem`` is empty where it is usable."""
+    """One image as the survey saw it; ``problem`` is empty where it is usable.
 
+    ``doubt`` says which of its pixels are not, ``size`` is height and width.
+    """
+
+    sample: int
     stream: int
     path: Path
     dtype: str = ""
+    size: tuple[int, int] = (0, 0)
     moments: Moments | None = None
     problem: str = ""
+    doubt: str = ""
+
+    def refused(self, problem: str) -> _Image:
+        """The same image, not to be used."""
+        return self._replace(moments=None, problem=problem)
 
 
 def _present_images(source: Source, limit: int | None) -> list[tuple[int, int]]:
@@ -141,10 +143,12 @@ def _examine(source: Source, index: int, stream: int) -> _Image:
     try:
         pixels = source.read(index, stream)
     except UnreadableImageError as error:
-        return _Image(stream, path, problem=error.reason or str(error))
+        return _Image(index, stream, path, problem=error.reason or str(error))
     if problem := _misfit(pixels, spec):
-        return _Image(stream, path, problem=problem)
-    return _Image(stream, path, str(pixels.dtype), image_moments(pixels, spec))
+        return _Image(index, stream, path, problem=problem)
+    size, moments = (pixels.shape[0], pixels.shape[1]), image_moments(pixels, spec)
+    doubt = _doubt(pixels, spec)
+    return _Image(index, stream, path, str(pixels.dtype), size, moments, doubt=doubt)
 
 
 def _path(source: Source, index: int, stream: int) -> Path:
@@ -164,6 +168,15 @@ def _misfit(pixels: np.ndarray, spec: StreamSpec) -> str:
     return ""
 
 
+def _doubt(pixels: np.ndarray, spec: StreamSpec) -> str:
+    if spec.kind != "depth" or pixels.dtype.kind == "u":
+        return ""
+    odd = int(np.count_nonzero(~(np.isfinite(pixels) & (pixels >= 0))))
+    if not odd:
+        return ""
+    return f"{odd} of {pixels.size} depth values are NaN, infinite or negative; 0 is no reading"
+
+
 def _usual_dtype(images: Sequence[_Image], stream: int) -> str:
     counts = Counter(image.dtype for image in images if image.stream == stream and image.dtype)
     return counts.most_common(1)[0][0] if counts else ""
@@ -173,7 +186,35 @@ def _with_dtype_checked(image: _Image, usual: str) -> _Image:
     if image.problem or image.dtype == usual:
         return image
     problem = f"expected {usual} values as in most of its stream, found {image.dtype}"
-    return image._replace(moments=None, problem=problem)
+    return image.refused(problem)
+
+
+def _with_view_checked(images: Sequence[_Image]) -> list[_Image]:
+    sizes: dict[int, list[tuple[int, int]]] = {}
+    for image in images:
+        if not image.problem:
+            sizes.setdefault(image.sample, []).append(image.size)
+    mixed = {sample: of for sample, of in sizes.items() if not _one_view(of)}
+    return [
+        image.refused(_mixed(mixed[image.sample]))
+        if image.sample in mixed and not image.problem
+        else image
+        for image in images
+    ]
+
+
+def _one_view(sizes: Sequence[tuple[int, int]]) -> bool:
+    """Whether all sizes have one aspect ratio, but for a pixel of rounding in each direction."""
+    height, width = sizes[0]
+    return all(abs(h * width - w * height) <= height + width for h, w in sizes[1:])
+
+
+def _mixed(sizes: Sequence[tuple[int, int]]) -> str:
+    listed = ", ".join(f"{width}x{height}" for height, width in sizes)
+    return (
+        f"the images of its sample differ in aspect ratio ({listed}); if they may, "
+        "switch same_view off"
+    )
 
 
 def _stream_statistics(images: Sequence[_Image], stream: int, spec: StreamSpec) -> StreamStatistics:
@@ -181,49 +222,3 @@ def _stream_statistics(images: Sequence[_Image], stream: int, spec: StreamSpec) 
         image.moments for image in images if image.stream == stream and image.moments is not None
     ]
     return merge_moments(parts, spec.channels).statistics()
-
-
-def _fingerprint(source: FolderSource, limit: int | None) -> str:
-    digest = hashlib.sha256(repr((_CACHE_VERSION, source.streams, limit)).encode())
-    for path in _present_paths(source):
-        status = path.stat()
-        relative = path.relative_to(source.root).as_posix()
-        digest.update(repr((relative, status.st_size, status.st_mtime_ns)).encode())
-    return digest.hexdigest()
-
-
-def _present_paths(source: FolderSource) -> Iterator[Path]:
-    for index, stream in source.present.nonzero().tolist():
-        yield source.path(index, stream)
-
-
-def _load(cache: Path, fingerprint: str, root: Path) -> Survey | None:
-    try:
-        kept = json.loads(cache.read_text(encoding="utf-8"))
-        return _from_json(kept, root) if kept["fingerprint"] == fingerprint else None
-    except (OSError, ValueError, KeyError, TypeError):  # None kept yet, or damaged: survey again.
-        return None
-
-
-def _from_json(kept: dict[str, Any], root: Path) -> Survey:
-    return Survey(
-        tuple(StreamStatistics(tuple(s["mean"]), tuple(s["std"])) for s in kept["statistics"]),
-        tuple(UnreadableFile(root / file["path"], file["reason"]) for file in kept["unreadable"]),
-    )
-
-
-def _save(cache: Path, fingerprint: str, root: Path, found: Survey) -> None:
-    unreadable = [
-        {"path": file.path.relative_to(root).as_posix(), "reason": file.reason}
-        for file in found.unreadable
-    ]
-    statistics = [asdict(stream) for stream in found.statistics]
-    kept = {"fingerprint": fingerprint, "statistics": statistics, "unreadable": unreadable}
-    # Ranks may survey at once: each writes its own file, and the last one to finish takes the name.
-    partial = cache.with_suffix(f".{os.getpid()}")
-    try:
-        cache.parent.mkdir(exist_ok=True)
-        partial.write_text(json.dumps(kept, indent=1), encoding="utf-8")
-        partial.replace(cache)
-    except OSError:
-        return

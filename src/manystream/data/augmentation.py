@@ -1,0 +1,170 @@
+"""What is drawn at random for a training sample, on the host: the same for all its streams."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+# The range of torchvision's RandomResizedCrop, relative to the image's own aspect ratio.
+_ASPECT_RATIOS = (3 / 4, 4 / 3)
+_HOLE_SIDE = (0.05, 0.25)
+_SEEDS = 1 << 24  # Every one of them is exact in float32.
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How training samples are varied. What is done to depth is off until it is asked for.
+
+    Raises:
+        ValueError: if a number is out of its range.
+    """
+
+    scale: tuple[float, float] = (0.5, 1.0)
+    """Range of the crop's area as a fraction of the image's."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    color: float = 0.4
+    """Brightness, contrast and saturation of color are each multiplied by a factor from
+    [1 - color, 1 + color]."""
+    depth_scale: float = 0.0
+    """All depth of a sample is multiplied by one factor from [1 - depth_scale, 1 + depth_scale]."""
+    depth_noise: float = 0.0
+    """Each reading of depth is multiplied by exp(depth_noise · n), n normal."""
+    depth_holes: int = 0
+    """Most rectangles in which depth loses its readings; their number is uniform from 0."""
+
+    def __post_init__(self) -> None:
+        low, high = self.scale
+        if not 0 < low <= high <= 1:
+            raise ValueError(
+                f"scale={self.scale}; expected two fractions, 0 < smallest <= largest <= 1"
+            )
+        for name in ("flip", "color", "depth_scale", "depth_noise"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)}; expected a number from 0 to 1")
+        if self.depth_scale == 1:
+            raise ValueError("depth_scale=1 could make all depth 0; expected less than 1")
+        if not 0 <= self.depth_holes <= 64:
+            raise ValueError(f"depth_holes={self.depth_holes}; expected a number from 0 to 64")
+
+
+class Span(NamedTuple):
+    """A stretch of one axis, in fractions of its length."""
+
+    start: float
+    stop: float
+
+
+WHOLE = Span(0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class DepthDraw:
+    """What happens to a sample's depth.
+
+    Attributes:
+        scale: factor of every reading.
+        noise: deviation of the logarithm of each reading's own factor.
+        seed: of the noise, below 2²⁴.
+        holes: rows and columns of rectangles without a reading, in the cropped image.
+    """
+
+    scale: float = 1.0
+    noise: float = 0.0
+    seed: int = 0
+    holes: tuple[tuple[Span, Span], ...] = ()
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What was drawn for one sample; by default nothing changes.
+
+    Attributes:
+        rows, columns: the crop.
+        flipped: whether left and right are swapped.
+        color: factors of brightness, contrast and saturation; None leaves color as it is.
+        depth: what happens to depth; None leaves it as it is.
+    """
+
+    rows: Span = WHOLE
+    columns: Span = WHOLE
+    flipped: bool = False
+    color: tuple[float, float, float] | None = None
+    depth: DepthDraw | None = field(default=None)
+
+
+def draw(
+    augmentation: Augmentation, sizes: Sequence[tuple[int, int]], rng: np.random.Generator
+) -> Draw:
+    """Draw one sample's augmentation.
+
+    The same number of values is drawn whichever streams are present. The crop lies on the pixel
+    grid of the coarsest image, so streams whose resolutions are multiples of each other stay
+    aligned to the pixel.
+
+    Args:
+        augmentation: what to draw from.
+        sizes: height and width of each image that is present.
+        rng: this sample's random numbers.
+    """
+    rows, columns = _draw_box(rng, augmentation.scale)
+    flipped = bool(rng.random() < augmentation.flip)
+    low, high = 1 - augmentation.color, 1 + augmentation.color
+    brightness, contrast, saturation = rng.uniform(low, high, size=3).tolist()
+    return Draw(
+        _snap(rows, min(height for height, _ in sizes)),
+        _snap(columns, min(width for _, width in sizes)),
+        flipped,
+        (brightness, contrast, saturation) if augmentation.color else None,
+        _draw_depth(augmentation, rng),
+    )
+
+
+def pixels(span: Span, length: int) -> tuple[int, int]:
+    """First pixel of a span, and the one after its last; never empty."""
+    first = min(round(span.start * length), length - 1)
+    return first, max(round(span.stop * length), first + 1)
+
+
+def _draw_box(rng: np.random.Generator, scale: tuple[float, float]) -> tuple[Span, Span]:
+    area = rng.uniform(*scale)
+    # Narrowed so that neither side is longer than the image's.
+    low, high = max(_ASPECT_RATIOS[0], area), min(_ASPECT_RATIOS[1], 1 / area)
+    ratio = math.exp(rng.uniform(math.log(low), math.log(high)))
+    return (
+        _draw_span(rng, min(1.0, math.sqrt(area / ratio))),
+        _draw_span(rng, min(1.0, math.sqrt(area * ratio))),
+    )
+
+
+def _draw_span(rng: np.random.Generator, length: float) -> Span:
+    start = rng.uniform(0, 1 - length)
+    return Span(start, start + length)
+
+
+def _snap(span: Span, length: int) -> Span:
+    first, last = pixels(span, length)
+    return Span(first / length, last / length)
+
+
+def _draw_depth(augmentation: Augmentation, rng: np.random.Generator) -> DepthDraw | None:
+    if not (augmentation.depth_scale or augmentation.depth_noise or augmentation.depth_holes):
+        return None
+    low, high = 1 - augmentation.depth_scale, 1 + augmentation.depth_scale
+    return DepthDraw(
+        rng.uniform(low, high),
+        augmentation.depth_noise,
+        int(rng.integers(_SEEDS)),
+        tuple(_draw_hole(rng) for _ in range(rng.integers(augmentation.depth_holes + 1))),
+    )
+
+
+def _draw_hole(rng: np.random.Generator) -> tuple[Span, Span]:
+    return (
+        _draw_span(rng, rng.uniform(*_HOLE_SIDE)),
+        _draw_span(rng, rng.uniform(*_HOLE_SIDE)),
+    )

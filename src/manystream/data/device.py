@@ -1,0 +1,89 @@
+"""Prepare whole batches on the device that trains: cut, resize, augment and normalise.
+
+What is drawn at random has been drawn on the host, sample by sample, so it is the same here as in
+:mod:`manystream.data.transforms`; values agree to rounding, of 8-bit images to one level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from manystream.data.preprocessing import Preprocessing, normalise
+from manystream.data.raw import RawBatch, RawDataset, as_read
+from manystream.data.resampling import crop_nearest, crop_resize
+from manystream.data.source import StreamSpec
+from manystream.data.transforms import photometric
+from manystream.streams import StreamBatch
+
+# Rows prepared at once. Fewer would take longer to launch than to run; what they need in between is
+# gone before the network needs its memory.
+_ROWS_AT_ONCE = 128
+
+
+class DeviceLoader(DataLoader[StreamBatch]):
+    """Reads batches as stored, copies them to a device, and prepares them there.
+
+    Args:
+        dataset: what to read.
+        device: where to prepare; without a number, the current device of its kind.
+        arguments: of ``torch.utils.data.DataLoader``.
+    """
+
+    def __init__(self, dataset: RawDataset, device: torch.device, **arguments: Any) -> None:
+        super().__init__(dataset, collate_fn=as_read, **arguments)  # type: ignore[arg-type]
+        self.device = device
+        self.preprocessing = dataset.transform.preprocessing
+
+    def __iter__(self) -> Iterator[StreamBatch]:  # type: ignore[override]
+        # Begun at once, not with the first batch: it draws a seed, which a resumed run repeats.
+        return map(self._prepare, super().__iter__())
+
+    def _prepare(self, raw: RawBatch) -> StreamBatch:
+        return prepare(raw.to(self.device), self.preprocessing)
+
+
+def prepare(raw: RawBatch, preprocessing: Preprocessing) -> StreamBatch:
+    """Turn a batch as stored into one for the network, on the device it is on.
+
+    Args:
+        raw: the batch.
+        preprocessing: size, streams and statistics.
+
+    Returns:
+        Streams of shape (B_m, C_m, *size), float32.
+    """
+    streams = tuple(_prepare_stream(raw, m, preprocessing) for m in range(len(raw.images)))
+    return StreamBatch(streams, raw.presence, target=raw.target, ids=raw.ids)
+
+
+def _prepare_stream(raw: RawBatch, stream: int, preprocessing: Preprocessing) -> Tensor:
+    spec, images, frames = preprocessing.streams[stream], raw.images[stream], raw.frames[stream]
+    draws = [raw.draws[b] for b in raw.presence.samples(stream).tolist()]
+    shape = (len(images), spec.channels, *preprocessing.size)
+    prepared = torch.empty(shape, dtype=torch.float32, device=images.device)
+    for first in range(0, len(images), _ROWS_AT_ONCE):
+        rows = slice(first, first + _ROWS_AT_ONCE)
+        framed = _frame(images[rows], None if frames is None else frames[rows], spec, preprocessing)
+        changed = photometric(framed, spec, draws[rows], stream)
+        prepared[rows] = normalise(changed, spec, preprocessing.statistics[stream])
+    return prepared
+
+
+def _frame(
+    images: Tensor, frames: Tensor | None, spec: StreamSpec, preprocessing: Preprocessing
+) -> Tensor:
+    """Cut and resize (B, H, W, C) as stored to (B, C, *size), float32."""
+    images = images.float()
+    if frames is None:
+        return images.permute(0, 3, 1, 2).contiguous()
+    boxes, flipped = frames[:, :4], frames[:, 4].bool()
+    if spec.kind == "depth":
+        nearest = crop_nearest(images, boxes, flipped, preprocessing.size)
+        return nearest.permute(0, 3, 1, 2).contiguous()
+    first = images.permute(0, 3, 1, 2).contiguous()
+    return crop_resize(first, boxes, flipped, preprocessing.size)

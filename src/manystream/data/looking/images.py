@@ -1,0 +1,92 @@
+"""What a check notes of each image: whether it can be read, its size, a digest of its pixels."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from manystream.data.image import UnreadableImageError
+from manystream.data.source import Source, StreamSpec
+from manystream.data.survey import Progress
+
+
+class Look(NamedTuple):
+    """One image as the check saw it.
+
+    Attributes:
+        sample: its number in its source.
+        stream: number of its stream.
+        name: its file, or its stream and sample where there are no files.
+        problem: why it cannot be used; empty if it can.
+        size: height and width.
+        digest: the same for two images if and only if they have the same pixels.
+        constant: the one value that all pixels have; None if they differ.
+    """
+
+    sample: int
+    stream: int
+    name: str
+    problem: str = ""
+    size: tuple[int, int] = (0, 0)
+    digest: str = ""
+    constant: float | None = None
+
+
+def look_at_all(source: Source, progress: Progress | None = None) -> list[Look]:
+    """Read every present image once, in threads; the order is the source's.
+
+    Args:
+        source: the samples.
+        progress: called with how many images are done and how many there are.
+    """
+    wanted: Sequence[tuple[int, int]] = [(i, m) for i, m in source.present.nonzero().tolist()]
+    looks = []
+    with ThreadPoolExecutor() as pool:  # Decoders release the GIL.
+        for look in pool.map(lambda pair: _look(source, *pair), wanted):
+            looks.append(look)
+            if progress is not None:
+                progress(len(looks), len(wanted))
+    return looks
+
+
+def _look(source: Source, sample: int, stream: int) -> Look:
+    look = Look(sample, stream, _name(source, sample, stream))
+    try:
+        pixels = source.read(sample, stream)
+    except UnreadableImageError as error:
+        return look._replace(problem=error.reason or str(error))
+    return look._replace(
+        problem=_misfit(pixels, source.streams[stream]),
+        size=(pixels.shape[0], pixels.shape[1]),
+        digest=_digest(pixels),
+        constant=_constant(pixels),
+    )
+
+
+def _name(source: Source, sample: int, stream: int) -> str:
+    path = getattr(source, "path", None)
+    if path is None:
+        return f"{source.streams[stream].name}/{source.ids[sample]}"
+    return str(path(sample, stream))
+
+
+def _misfit(pixels: np.ndarray, spec: StreamSpec) -> str:
+    if pixels.shape[-1] != spec.channels:
+        return f"it has {pixels.shape[-1]} channels; expected {spec.channels}"
+    if spec.kind != "depth" and not np.isfinite(pixels).all():
+        return "it has values that are NaN or infinite"
+    return ""
+
+
+def _digest(pixels: np.ndarray) -> str:
+    kind = f"{pixels.shape} {pixels.dtype}".encode()
+    return hashlib.blake2b(kind + pixels.tobytes(), digest_size=16).hexdigest()
+
+
+def _constant(pixels: np.ndarray) -> float | None:
+    first = pixels.flat[0]
+    return float(first) if (pixels == first).all() else None

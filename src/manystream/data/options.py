@@ -1,0 +1,128 @@
+"""Where images come from and how they are fed, as the command line and Python say it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from manystream.data.augmentation import Augmentation
+from manystream.data.image import MAX_PIXELS
+from manystream.data.source import StreamKind
+from manystream.data.units import METRES_PER, LengthUnit
+
+Report = Callable[[str], None]
+"""Takes a line that the user should see."""
+
+OnError = Literal["raise", "skip"]
+
+AugmentOn = Literal["auto", "cpu", "device"]
+
+Format = Literal["folder", "sun_rgbd", "nyu", "manifest", "prepared"]
+
+
+@dataclass
+class DataOptions:
+    """Where images come from and how they are fed.
+
+    Raises:
+        ValueError: if a value is out of its range.
+    """
+
+    root: Path | None = None
+    """Where the data set is: a folder laid out as root/<split>/<stream>/<class>/<id>.<ext>, SUN
+    RGB-D or NYU Depth v2 as unpacked, a manifest (.csv or .parquet), or a prepared set; without
+    one, rendered RGB-D scenes are used."""
+    format: Format | None = None
+    """What is at root; found out by default, and said."""
+    streams: list[str] | None = None
+    """Streams to use, in order, for example [rgb,depth]; all that the training split has by
+    default."""
+    train_split: str = "train"
+    """Split to train on. Where validation is held out of training, trainval is all of it."""
+    val_split: str = "val"
+    """Split to validate and evaluate on. SUN RGB-D, NYU and manifests without a split of this name
+    hold a part of training out, which shares no scene with the rest."""
+    val_share: float = 0.2
+    """Share of the training samples that are held out as val, if val is held out. To evaluate on
+    val, give the same share and seed as in training."""
+    split_seed: int = 0
+    """Seed of what is held out."""
+    image_size: int = 224
+    """Height and width of the images in pixels."""
+    batch_size: int | Literal["auto"] = 64
+    """Samples per batch; auto is for training on one GPU, the largest whose steps fit."""
+    num_workers: int = 2
+    """Processes that read images; 0 reads in the main process."""
+    on_error: OnError = "raise"
+    """What bad input does: stop before training, or be skipped, counted and reported. Skipped, an
+    unreadable image is absent, a row without a usable label is left out, and NaN or negative depth
+    is no reading."""
+    max_pixels: int = MAX_PIXELS
+    """Height times width above which an image is not decoded and counts as unreadable."""
+    same_view: bool = True
+    """Count a sample as unreadable if its images differ in aspect ratio, so cannot show the same
+    view."""
+    kinds: dict[str, StreamKind] | None = None
+    """What a stream of files holds, as {stream: color, depth or other}; found from its first image
+    and its name by default."""
+    units: dict[str, LengthUnit] | None = None
+    """Unit of a depth stream's files, as {stream: m, dm, cm, mm, um, in or ft}; they are converted
+    to metres. Without one, values are used as they are stored."""
+    depth: Literal["filled", "raw"] = "filled"
+    """Which depth of SUN RGB-D (depth_bfx or depth) and NYU (depths or rawDepths)."""
+    nyu_classes: Literal[10, 27] = 10
+    """Classes of NYU: the nine common scene types and the others as one, or all 27 types."""
+    num_scenes: int = 2400
+    """Rendered training scenes, if there is no root; validation has a quarter as many."""
+    verify: bool = False
+    """Compare every image of a prepared set with its checksum before use; without it, each is
+    compared when it is read first."""
+    augment: bool = True
+    """Whether training samples are varied at random, all streams of a sample together."""
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    """How they are varied."""
+    augment_on: AugmentOn = "auto"
+    """Where images are resized, augmented and normalised: cpu (in the processes that read), device
+    (after the copy to the GPU, whole batches at once), or auto, device if there is a GPU. The same
+    is drawn for a sample in both places."""
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "batch_size", "num_scenes", "max_pixels"):
+            value = getattr(self, name)
+            if value != "auto" and value < 1:
+                raise ValueError(f"--data.{name} is {value}; expected at least 1")
+        for name in ("num_workers", "split_seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--data.{name} is {getattr(self, name)}; expected 0 or more")
+        if not 0 < self.val_share < 1:
+            raise ValueError(f"--data.val_share is {self.val_share}; expected between 0 and 1")
+        names = self.streams
+        if names is not None and (not names or len(set(names)) < len(names)):
+            raise ValueError(f"--data.streams is {names}; expected one or more, each once")
+        self._check_streams_described()
+
+    @property
+    def samples_per_batch(self) -> int:
+        """``batch_size`` as a number.
+
+        Raises:
+            ValueError: if it is still to be found.
+        """
+        if self.batch_size == "auto":
+            raise ValueError("--data.batch_size is auto, which only `train` finds; name a number")
+        return self.batch_size
+
+    def _check_streams_described(self) -> None:
+        for stream, unit in (self.units or {}).items():
+            if unit not in METRES_PER:
+                raise ValueError(
+                    f"--data.units gives {stream} in {unit!r}; expected one of "
+                    f"{', '.join(METRES_PER)}"
+                )
+            if (kind := (self.kinds or {}).get(stream, "depth")) != "depth":
+                raise ValueError(
+                    f"--data.units gives {stream} in {unit}, but --data.kinds says {kind}; "
+                    "only depth has a unit"
+                )

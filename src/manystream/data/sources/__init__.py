@@ -1,0 +1,1 @@
+"""Where samples come from: folders, public data sets, manifests, rendered scenes."""

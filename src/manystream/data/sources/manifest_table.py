@@ -1,0 +1,139 @@
+"""The rows of a manifest as they are written, each with the line it came from."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+LABEL, SPLIT, GROUP = "label", "split", "group"
+"""Columns that hold no stream."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sample of a manifest; a text is empty where the manifest has none.
+
+    Attributes:
+        where: the manifest and the line, for messages.
+        cells: by column; empty where a stream is absent.
+        problem: why the row cannot be used; empty if it can.
+    """
+
+    where: str
+    cells: Mapping[str, str]
+    problem: str = ""
+
+    @property
+    def label(self) -> str:
+        """Name of its class."""
+        return self.cells.get(LABEL, "")
+
+    @property
+    def group(self) -> str:
+        """The recording or room it shows."""
+        return self.cells.get(GROUP, "")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A manifest.
+
+    Attributes:
+        path: the file.
+        columns: their names, in order.
+        rows: in order.
+    """
+
+    path: Path
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+    @property
+    def folder(self) -> Path:
+        """What paths are relative to, with links resolved."""
+        return self.path.resolve().parent
+
+    @property
+    def streams(self) -> list[str]:
+        """Columns that hold a stream."""
+        return [name for name in self.columns if name not in (LABEL, SPLIT, GROUP)]
+
+
+def read_table(path: Path) -> Table:
+    """Read a manifest; white space around a cell does not count, lines without a cell neither.
+
+    Args:
+        path: a ``.csv`` file in UTF-8, with commas and a line of column names; or ``.parquet``.
+
+    Raises:
+        ValueError: if the file is missing or damaged, a column is named twice or not at all, there
+            is no column ``label``, none of a stream, or no row.
+    """
+    if not path.is_file():
+        raise ValueError(f"no manifest at {path}; expected a .csv or .parquet file")
+    columns, rows = _of_parquet(path) if path.suffix.lower() == ".parquet" else _of_csv(path)
+    table = Table(path, tuple(columns), tuple(rows))
+    _check(table)
+    return table
+
+
+def _check(table: Table) -> None:
+    twice = [name for name, count in Counter(table.columns).items() if count > 1 or not name]
+    if twice:
+        raise ValueError(
+            f"{table.path} has a column named {twice[0]!r}; expected a name for each, each once"
+        )
+    if LABEL not in table.columns or not table.streams:
+        raise ValueError(
+            f"{table.path} has the columns {', '.join(table.columns)}; expected {LABEL!r}, "
+            f"one for every stream, and if you like {SPLIT!r} and {GROUP!r}"
+        )
+    if not table.rows:
+        raise ValueError(f"{table.path} has no rows; expected one for every sample")
+
+
+def _of_csv(path: Path) -> tuple[list[str], list[Row]]:
+    # Bytes that are no UTF-8 become lone surrogates, so that the line with them can be named.
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        lines = _numbered(csv.reader(file, strict=True), path)
+        _, columns = next(lines, (0, []))
+        return columns, [_csv_row(path, number, columns, cells) for number, cells in lines]
+
+
+def _numbered(reader: Any, path: Path) -> Iterator[tuple[int, list[str]]]:
+    try:
+        for cells in reader:
+            if any(stripped := [cell.strip() for cell in cells]):
+                yield reader.line_num, stripped
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num}: {error}; expected CSV") from error
+
+
+def _csv_row(path: Path, number: int, columns: Sequence[str], cells: Sequence[str]) -> Row:
+    where = f"{path}, line {number}"
+    if len(cells) != len(columns):
+        return Row(where, {}, f"it has {len(cells)} cells; expected {len(columns)}")
+    return Row(where, dict(zip(columns, cells, strict=True)))
+
+
+def _of_parquet(path: Path) -> tuple[list[str], list[Row]]:
+    import pyarrow  # Only those who have such files need it.
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from error
+    rows = [
+        Row(f"{path}, row {number}", {name: _text(value) for name, value in cells.items()})
+        for number, cells in enumerate(table.to_pylist(), start=1)
+    ]
+    return list(table.column_names), rows
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value).strip()

@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+import tifffile
+
+from manystream.data.bands import has_bands
+from manystream.data.image import UnreadableImageError, read_image
+
+SHAPE = (6, 8)
+
+
+def values(channels: int, dtype) -> np.ndarray:
+    count = SHAPE[0] * SHAPE[1] * channels
+    return (np.arange(count).reshape(*SHAPE, channels) * 7 % 251 * 2).astype(dtype)
+
+
+def write(path, pixels, **options):
+    tifffile.imwrite(path, pixels, **options)
+    return path
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("channels", [2, 4, 5, 13])
+@pytest.mark.parametrize("placed", ["contig", "separate", "pages"])
+def test_any_number_of_bands_is_exact(tmp_path, dtype, channels, placed):
+    pixels = values(channels, dtype)
+    path = tmp_path / "x.tif"
+    if placed == "contig":
+        write(path, pixels, photometric="minisblack", planarconfig="contig")
+    else:
+        planes = np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
+        planar = {"planarconfig": "separate"} if placed == "separate" else {}
+        write(path, planes, photometric="minisblack", **planar)
+    assert has_bands(path)
+    found = read_image(path)
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found, pixels)
+
+
+def test_color_of_16_bits_is_exact(tmp_path):
+    pixels = values(3, np.uint16)
+    np.testing.assert_array_equal(
+        read_image(write(tmp_path / "x.tif", pixels, photometric="rgb")), pixels
+    )
+
+
+@pytest.mark.parametrize(("dtype", "extra"), [(np.uint8, "unassalpha"), (np.uint16, "assocalpha")])
+def test_transparency_is_dropped(tmp_path, dtype, extra):
+    pixels = values(4, dtype)
+    path = write(tmp_path / "x.tif", pixels, photometric="rgb", extrasamples=[extra])
+    np.testing.assert_array_equal(read_image(path), pixels[..., :3])
+
+
+def test_near_infrared_after_color_is_no_transparency(tmp_path):
+    pixels = values(4, np.uint8)
+    path = write(tmp_path / "x.tif", pixels, photometric="rgb", extrasamples=["unspecified"])
+    np.testing.assert_array_equal(read_image(path), pixels)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "options"),
+    [
+        (values(1, np.uint16)[..., 0], {}),
+        (values(3, np.uint8), {"photometric": "rgb"}),
+        (values(1, np.float32)[..., 0], {"compression": "zlib"}),
+    ],
+)
+def test_plain_images_are_left_to_pillow(tmp_path, pixels, options):
+    path = write(tmp_path / "x.tif", pixels, **options)
+    assert not has_bands(path)
+    np.testing.assert_array_equal(read_image(path), pixels.reshape(*SHAPE, -1))
+
+
+def test_compressed_bands(tmp_path):
+    pixels = values(5, np.uint16)
+    path = write(tmp_path / "x.tif", pixels, planarconfig="contig", compression="zlib")
+    np.testing.assert_array_equal(read_image(path), pixels)
+
+
+def test_the_pixel_limit_holds_for_bands(tmp_path):
+    path = write(tmp_path / "x.tif", values(5, np.uint16), planarconfig="contig")
+    with pytest.raises(UnreadableImageError, match="6 x 8 pixels; expected at most 47"):
+        read_image(path, max_pixels=47)

@@ -1,0 +1,216 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from manystream.data.augmentation import Augmentation
+from manystream.data.dataset import Collate, SampleKey, StreamDataset
+from manystream.data.device import DeviceLoader, prepare
+from manystream.data.prepared import PreparedSource
+from manystream.data.preprocessing import Preprocessing
+from manystream.data.raw import RawDataset
+from manystream.data.sampler import StreamBatchSampler
+from manystream.data.source import StreamSpec
+from manystream.data.statistics import StreamStatistics
+from manystream.data.transforms import EvalTransform, TrainTransform
+from manystream.dropout import ModalityDropout
+from tests.data.builders import DEPTH, OTHER, RGB, ArraySource, noise
+from tests.data.prepared.builders import prepared, small_source
+
+SECOND = StreamSpec("second", 1, "depth")
+STREAMS = (RGB, DEPTH, OTHER, SECOND)
+STATISTICS = (
+    StreamStatistics((120.0, 110.0, 100.0), (60.0, 50.0, 40.0)),
+    StreamStatistics((3000.0,), (1500.0,)),
+    StreamStatistics((0.4, 0.6), (0.3, 0.2)),
+    StreamStatistics((2.0,), (1.0,)),
+)
+ALL = Augmentation(scale=(0.3, 1.0), depth_scale=0.2, depth_noise=0.1, depth_holes=3)
+CPU = torch.device("cpu")
+
+
+def source_of(sizes, words) -> ArraySource:
+    """Samples of four streams, as large as ``sizes`` has it and present as the words of bits."""
+    rng = np.random.default_rng(1)
+
+    def images(height, width):
+        return [
+            rng.integers(0, 256, (height, width, 3), dtype=np.uint8),
+            rng.integers(0, 9000, (2 * height, 2 * width, 1)).astype(np.uint16),
+            rng.random((height, width, 2), np.float32),
+            rng.choice(np.array([0, np.nan, 1, 3], np.float32), (height, width, 1)),
+        ]
+
+    rows = [
+        [image if bit == "1" else None for image, bit in zip(images(*size), word, strict=True)]
+        for size, word in zip(sizes, words, strict=True)
+    ]
+    return ArraySource(STREAMS, rows)
+
+
+def both(source, transform, keys, seed=5):
+    """What the host makes of a batch, and what the device does."""
+    channels = [spec.channels for spec in source.streams]
+    data = StreamDataset(source, transform, seed)
+    raw = RawDataset(source, transform, seed).__getitems__(keys)
+    return Collate(channels)([data[key] for key in keys]), prepare(raw, transform.preprocessing)
+
+
+def assert_alike(host, device, streams=STREAMS, statistics=STATISTICS):
+    assert torch.equal(host.presence.mask, device.presence.mask)
+    assert torch.equal(host.target, device.target)
+    assert host.ids == device.ids
+    for spec, stats, x, y in zip(streams, statistics, host.streams, device.streams, strict=True):
+        assert x.shape == y.shape
+        assert y.dtype == torch.float32
+        # 8 bits are resized as such on the host: a level, and the contrast that jitter gives it.
+        level = 2.5 / min(stats.std) if spec.kind == "color" else 1e-4
+        assert torch.allclose(x, y, rtol=1e-4, atol=level)
+
+
+@settings(max_examples=25)
+@given(
+    seed=st.integers(0, 1000),
+    sizes=st.lists(st.tuples(st.integers(2, 40), st.integers(2, 40)), min_size=3, max_size=3),
+    size=st.tuples(st.integers(2, 24), st.integers(2, 24)),
+)
+def test_host_and_device_draw_and_do_the_same(seed, sizes, size):
+    source = source_of(sizes, ["1111", "0110", "1001"])
+    transform = TrainTransform(Preprocessing(size, STREAMS, STATISTICS), ALL)
+    keys = [SampleKey(index, (True,) * 4, epoch=2) for index in (2, 0, 1)]
+    assert_alike(*both(source, transform, keys, seed))
+
+
+def test_depth_is_the_same_to_the_pixel():
+    source = source_of([(37, 23)] * 4, ["1111"] * 4)
+    transform = TrainTransform(Preprocessing((16, 12), STREAMS, STATISTICS))
+    keys = [SampleKey(index, (True,) * 4) for index in range(4)]
+    host, device = both(source, transform, keys)
+    for stream in (1, 3):
+        assert torch.equal(host.streams[stream], device.streams[stream])
+
+
+@pytest.mark.parametrize("size", [(9, 7), (6, 8)])
+def test_without_augmentation_the_whole_image_is_taken(size):
+    source = source_of([(6, 8)] * 2, ["1100", "1110"])
+    transform = EvalTransform(Preprocessing(size, STREAMS, STATISTICS))
+    keys = [SampleKey(index, (True,) * 4) for index in range(2)]
+    host, device = both(source, transform, keys)
+    assert_alike(host, device)
+    if size == (6, 8):  # nothing was resized
+        assert torch.equal(host.streams[0], device.streams[0])
+
+
+def test_a_blanked_image_is_neither_read_nor_there():
+    source = source_of([(6, 8)] * 2, ["1100", "1100"])
+    source._samples[0][1] = AssertionError("a blanked image was read")
+    transform = TrainTransform(Preprocessing(4, STREAMS, STATISTICS))
+    keys = [SampleKey(0, (True, False, True, True)), SampleKey(1, (True,) * 4)]
+    raw = RawDataset(source, transform).__getitems__(keys)
+    assert [len(images) for images in raw.images] == [2, 1, 0, 0]
+    batch = prepare(raw, transform.preprocessing)
+    assert [tuple(x.shape) for x in batch.streams][1:] == [(1, 1, 4, 4), (0, 2, 4, 4), (0, 1, 4, 4)]
+    with pytest.raises(AssertionError, match="blanked image was read"):
+        RawDataset(source, transform).__getitems__([SampleKey(0, (True,) * 4)])
+
+
+def test_images_are_moved_as_they_are_stored():
+    source = source_of([(6, 8)] * 2, ["1111"] * 2)
+    transform = TrainTransform(Preprocessing(4, STREAMS, STATISTICS))
+    raw = RawDataset(source, transform)[SampleKey(0, (True,) * 4)]
+    assert [x.dtype for x in raw.images] == [
+        torch.uint8,
+        torch.uint16,
+        torch.float32,
+        torch.float32,
+    ]
+
+
+def test_channels_that_do_not_fit():
+    source = ArraySource((RGB,), [[noise(4, 4, 1)]])
+    transform = EvalTransform(Preprocessing(4, (RGB,), STATISTICS[:1]))
+    with pytest.raises(ValueError, match="stream 'rgb' have 1 channels; expected 3"):
+        RawDataset(source, transform)[SampleKey(0, (True,))]
+
+
+@pytest.fixture
+def loader(tmp_path):
+    prepared(tmp_path)
+    source = PreparedSource(tmp_path, "train")
+    preprocessing = Preprocessing((5, 6), source.streams, source.statistics)
+
+    def make(num_workers=0):
+        sampler = StreamBatchSampler(source.present, 8, shuffle=True, seed=3)
+        dataset = RawDataset(source, TrainTransform(preprocessing), 3)
+        return DeviceLoader(dataset, CPU, batch_sampler=sampler, num_workers=num_workers)
+
+    return make
+
+
+def test_prepared_rows_are_read_a_stream_at_a_time(loader, monkeypatch):
+    calls = []
+    read_many = PreparedSource.read_many
+
+    def counted(self, indices, stream):
+        calls.append(stream)
+        return read_many(self, indices, stream)
+
+    monkeypatch.setattr(PreparedSource, "read_many", counted)
+    batches = list(loader())
+    assert calls == [0, 1] * len(batches)
+    assert sum(map(len, batches)) == len(small_source().ids)
+
+
+def test_a_loader_gives_what_the_host_gives(loader):
+    device_loader = loader()
+    data = device_loader.dataset
+    host = StreamDataset(data.source, data.transform, data.seed)
+    keys = list(device_loader.batch_sampler)
+    for keys_of_batch, batch in zip(keys, device_loader, strict=True):
+        expected = Collate((3, 1))([host[key] for key in keys_of_batch])
+        assert_alike(expected, batch, data.source.streams, data.source.statistics)
+
+
+def test_workers_change_nothing_and_epochs_differ(loader):
+    alone, helped = loader(), loader(num_workers=1)
+    for a, b in zip(alone, helped, strict=True):
+        assert all(map(torch.equal, a.streams, b.streams))
+    first = next(iter(alone))
+    alone.batch_sampler.epoch = 1
+    assert not torch.equal(first.streams[0][:1], next(iter(alone)).streams[0][:1])
+
+
+def test_dropout_is_drawn_before_reading(loader):
+    filled = loader()
+    filled.batch_sampler.select = ModalityDropout(2, 1.0).draw
+    assert all(batch.presence.mask.sum(dim=1).max() == 1 for batch in filled)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_does_what_the_host_does():
+    source = source_of([(37, 23), (20, 30), (9, 9)], ["1111", "0110", "1001"])
+    transform = TrainTransform(Preprocessing((16, 12), STREAMS, STATISTICS), ALL)
+    raw = RawDataset(source, transform, 5).__getitems__(
+        [SampleKey(index, (True,) * 4) for index in range(3)]
+    )
+    host = prepare(raw, transform.preprocessing)
+    device = prepare(raw.pin_memory().to(torch.device("cuda")), transform.preprocessing)
+    for x, y in zip(host.streams, device.streams, strict=True):
+        torch.testing.assert_close(x, y.cpu(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_nobody_waits_for_the_gpu():
+    source = source_of([(37, 23), (20, 30)], ["1111", "1001"])
+    transform = TrainTransform(Preprocessing((16, 12), STREAMS, STATISTICS), ALL)
+    keys = [SampleKey(index, (True,) * 4) for index in range(2)]
+    raw = RawDataset(source, transform, 5).__getitems__(keys).pin_memory()
+    cuda = torch.device("cuda")
+    prepare(raw.to(cuda), transform.preprocessing)  # the statistics are sent once
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        prepare(raw.to(cuda), transform.preprocessing)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
