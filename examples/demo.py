@@ -10,7 +10,8 @@ import torch
 
 import manystream as ms
 from manystream.cli.output import print_subsets
-from manystream.data.loaders import DataOptions, training_data
+from manystream.data.loaders import training_data
+from manystream.data.options import DataOptions
 from manystream.training import FitOptions, evaluate_subsets
 from manystream.training.report import Run, write_report
 

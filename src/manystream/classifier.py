@@ -16,7 +16,7 @@ from manystream.models.memory_modes import MemoryMode
 from manystream.models.resnet import STAGE_WIDTHS
 
 if TYPE_CHECKING:
-    from manystream.training import FitOptions, History
+    from manystream.training import ClassTable, ConditionOptions, FitOptions, History, Robustness
 
 DEPTHS: dict[int, tuple[str, tuple[int, int, int, int]]] = {
     18: ("basic", (2, 2, 2, 2)),
@@ -56,6 +56,7 @@ class StreamClassifier(StreamResNet):
         options: FitOptions | None = None,
         *,
         out_dir: str | Path | None = None,
+        resume: bool = False,
         **changes: Any,
     ) -> History:
         """Train on a loader; see :func:`manystream.training.fit`.
@@ -67,6 +68,7 @@ class StreamClassifier(StreamResNet):
             options: how to train, a :class:`manystream.training.FitOptions`.
             out_dir: folder for checkpoints, logs and the history; without one, nothing is
                 written.
+            resume: whether to go on with the run in ``out_dir``, called with the same arguments.
             changes: fields of the options by name, for example ``epochs=100``.
 
         Returns:
@@ -81,6 +83,7 @@ class StreamClassifier(StreamResNet):
             val_loader,
             options,
             out_dir=None if out_dir is None else Path(out_dir),
+            resume=resume,
         )
 
     def evaluate(
@@ -99,6 +102,61 @@ class StreamClassifier(StreamResNet):
         from manystream.training import evaluate
 
         return evaluate(self, loader, blanked_streams=blanked_streams, **arguments)
+
+    def evaluate_conditions(
+        self, loader: Iterable[Any], options: ConditionOptions | None = None, **arguments: Any
+    ) -> Robustness:
+        """Measure with failing sensors; see :func:`manystream.training.evaluate_conditions`.
+
+        Args:
+            loader: batches as :meth:`fit` takes them.
+            options: rates of loss, levels of noise and darkness.
+            arguments: further ones of that function.
+
+        Returns:
+            Measurements for every subset of the streams, for streams lost at random, and for noise
+            and darkness on one stream.
+        """
+        from manystream.training import evaluate_conditions
+
+        arguments.setdefault("preprocessing", self.preprocessing)
+        return evaluate_conditions(self, loader, options, **arguments)
+
+    def evaluate_classes(self, loader: Iterable[Any], **arguments: Any) -> ClassTable:
+        """Accuracy of every class, and the confusion matrix.
+
+        Args:
+            loader: batches as :meth:`fit` takes them.
+            arguments: further ones of :func:`manystream.training.evaluate_classes`.
+        """
+        from manystream.training import evaluate_classes
+
+        arguments.setdefault("classes", self.classes)
+        return evaluate_classes(self, loader, **arguments)
+
+    def find_batch_size(
+        self,
+        loader: Iterable[Any],
+        options: FitOptions | None = None,
+        *,
+        largest: int | None = None,
+        **changes: Any,
+    ) -> int:
+        """Find the largest batch that fits; see :func:`manystream.training.find_batch_size`.
+
+        Args:
+            loader: training batches as :meth:`fit` takes them; one is read.
+            options: how the model is to be trained.
+            largest: no more than this; by default the number of the loader's samples.
+            changes: fields of the options by name.
+
+        Returns:
+            Samples per batch, with a margin.
+        """
+        from manystream.training import FitOptions, find_batch_size
+
+        options = replace(options, **changes) if options else FitOptions(**changes)
+        return find_batch_size(self, loader, options, largest=largest)
 
     def predict(self, loader: Iterable[Any], **arguments: Any) -> Tensor:
         """Class probabilities on a loader, (N, num_classes), in its order.

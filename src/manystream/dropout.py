@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import combinations
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,8 +57,9 @@ class ModalityDropout:
 
     A sample is touched with the scheduled probability. A touched sample loses one stream, or up
     to ``max_blanked`` (their number uniform), chosen among those it has in proportion to their
-    rates. The draw happens on the host with a generator of its own, so no step waits for a device
-    and a run resumes exactly from :meth:`state_dict`.
+    rates. The draw happens on the host, so no step waits for a device. It depends on seed, rank,
+    epoch and number of the batch alone: batches that are prepared ahead leave no trace, and a run
+    resumes exactly.
 
     Args:
         num_streams: number of streams M, at least 2.
@@ -70,10 +72,12 @@ class ModalityDropout:
         stratified: blank a fixed number of rows per batch and stream (with several blanked, per
             set of streams) instead of a random one, so that shapes repeat; it is rounded up or
             down at random, so that the probabilities stay the same.
-        seed: seed of the generator.
+        seed: seed of the draws.
 
     Attributes:
-        epoch: the epoch whose probability :meth:`draw` uses; set by the training loop.
+        epoch: the epoch whose probability :meth:`draw` uses; see :meth:`begin`.
+        batch: number of the next batch in its epoch; each draw moves it on.
+        rank: number of this process among those that train together; their draws differ.
 
     Raises:
         ValueError: if an argument is outside of what is named here.
@@ -108,9 +112,17 @@ class ModalityDropout:
         self.ramp = ramp
         self.max_blanked = max_blanked
         self.stratified = stratified
+        self.seed = seed
         self.epoch = 0
-        self._generator = torch.Generator().manual_seed(seed)
+        self.batch = 0
+        self.rank = 0
+        self._generator = torch.Generator()
         self.probability(0)
+
+    def begin(self, epoch: int, batch: int = 0) -> None:
+        """Go to a batch of an epoch, both counted from 0."""
+        self.epoch = epoch
+        self.batch = batch
 
     def probability(self, epoch: int) -> float:
         """Probability that a sample is touched in this epoch."""
@@ -127,6 +139,8 @@ class ModalityDropout:
         Returns:
             Streams that the samples keep, shape (B, M), bool.
         """
+        self._generator.manual_seed(_mixed(self.seed, self.rank, self.epoch, self.batch))
+        self.batch += 1
         kept = present.clone()
         patterns, group = present.unique(dim=0, return_inverse=True)
         for g, pattern in enumerate(patterns):
@@ -148,14 +162,19 @@ class ModalityDropout:
         offset = torch.rand(1, generator=self._generator, dtype=torch.float64)
         return (torch.randperm(count, generator=self._generator) + offset) / count
 
-    def state_dict(self) -> dict[str, Any]:
-        """Epoch and state of the generator."""
-        return {"epoch": self.epoch, "generator": self._generator.get_state()}
+    def state_dict(self) -> dict[str, int]:
+        """Where the draws are."""
+        return {"seed": self.seed, "epoch": self.epoch, "batch": self.batch}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on where :meth:`state_dict` was taken."""
-        self.epoch = state["epoch"]
-        self._generator.set_state(state["generator"])
+        self.seed = state["seed"]
+        self.begin(state["epoch"], state["batch"])
+
+
+def _mixed(*numbers: int) -> int:
+    """One seed from several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
 def _stream_rates(num_streams: int, rate: float | Sequence[float]) -> tuple[float, ...]:

@@ -27,12 +27,14 @@ class StreamBatch:
         integrated: the integrated pathway, shape (B, C, H, W), in sorted order; None before the
             first layer.
         target: class of each sample, shape (B,), int64, in the caller's order; None if unknown.
+        ids: name of each sample, B of them, in the caller's order, for messages; None if unknown.
     """
 
     streams: tuple[Tensor, ...]
     presence: Presence
     integrated: Tensor | None = None
     target: Tensor | None = None
+    ids: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return self.presence.num_samples
@@ -72,7 +74,8 @@ class StreamBatch:
         target = self.target
         if target is not None and len(remaining) < len(self):
             target = target.index_select(0, upload(remaining, target.device))
-        return StreamBatch(tuple(streams), presence.to(streams[0].device), target=target)
+        ids = None if self.ids is None else tuple(self.ids[b] for b in remaining.tolist())
+        return StreamBatch(tuple(streams), presence.to(streams[0].device), target=target, ids=ids)
 
     def joined(self) -> Tensor:
         """All streams of every sample side by side, in sorted order; an absent one is zero.

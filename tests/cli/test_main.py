@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 from manystream import __version__, create_model, load_model
 from manystream.cli import main
-from manystream.data import loaders
+from manystream.data import opening
 from manystream.data.dataset import StreamDataset
-from manystream.data.scenes import SceneSource
+from manystream.data.sources.scenes import SceneSource
 from tests.data.builders import noise, write_image
 from tests.training.test_history import strict
 
@@ -32,7 +32,9 @@ QUICK = (
 )
 WRITTEN = {
     "checkpoints",
+    "classes.json",
     "config.yaml",
+    "confusion.png",
     "curves.png",
     "history.json",
     "logs",
@@ -96,6 +98,15 @@ def table(printed: str) -> dict[str, list[str]]:
     return {row[0].strip(): [cell.strip() for cell in row[1:]] for row in rows}
 
 
+def subset_rows(out: Path) -> dict[str, list[str]]:
+    """Cells of the table of subsets, from the numbers that a command wrote."""
+    (subsets,) = strict(out / "subsets.json").values()
+    return {
+        kept: [f"{m['mean_class_accuracy']:.1%}", f"{m['accuracy']:.1%}"]
+        for kept, m in subsets.items()
+    }
+
+
 def test_training_writes_everything(trained):
     assert {path.name for path in trained.out.iterdir()} == WRITTEN
     history = strict(trained.out / "history.json")
@@ -107,12 +118,9 @@ def test_training_writes_everything(trained):
 
 
 def test_training_ends_with_a_table_of_every_subset(trained):
-    subsets = strict(trained.out / "subsets.json")["li_net3"]
-    shown = {
-        kept: [f"{m['mean_class_accuracy']:.1%}", f"{m['accuracy']:.1%}"]
-        for kept, m in subsets.items()
-    }
-    assert table(trained.printed) == shown
+    shown = subset_rows(trained.out)
+    found = table(trained.printed)
+    assert {kept: found[kept] for kept in shown} == shown
     assert list(shown) == ["rgb + depth", "rgb", "depth"]
     assert f"report: {trained.out / 'report.html'}\n" in trained.printed
 
@@ -136,9 +144,23 @@ def test_the_command_line_overrides_the_configuration(trained, tmp_path):
     assert strict(out / "history.json")["dropout_probability"] == [0]
 
 
-def test_evaluate_measures_every_subset(trained, capsys):
-    assert status("evaluate", "--model", trained.model, *SCENES) == 0
-    assert table(capsys.readouterr().out) == table(trained.printed)
+def test_evaluate_measures_every_condition(trained, tmp_path, capsys):
+    words = ("--conditions.noise-levels", "[1]", "--conditions.loss-draws", 2)
+    out = tmp_path / "out"
+    assert status("evaluate", "--model", trained.model, *SCENES, *words, "--out", out) == 0
+    printed = capsys.readouterr().out
+    assert subset_rows(out) == subset_rows(trained.out)
+    found = table(printed)
+    assert all(found[kept] == cells for kept, cells in subset_rows(out).items())
+    (measured,) = strict(out / "conditions.json").values()
+    assert [point["rate"] for point in measured["random_loss"]] == [i / 10 for i in range(10)]
+    assert [point["level"] for point in measured["corruptions"]["noise"]["rgb"]] == [0, 1]
+    half = measured["random_loss"][5]
+    shown = f"{half['mean_class_accuracy']:.1%} ± {100 * half['mean_class_accuracy_std']:.1f}"
+    assert shown in printed
+    assert {"report.html", "conditions.png", "subsets.png"} <= {p.name for p in out.iterdir()}
+    assert status("evaluate", "--model", trained.model, *SCENES, "--out", out) == 2
+    assert f"--out {out} exists" in capsys.readouterr().err
 
 
 def test_evaluate_renders_scenes_as_large_as_the_model_had_them(trained, monkeypatch):
@@ -149,9 +171,9 @@ def test_evaluate_renders_scenes_as_large_as_the_model_had_them(trained, monkeyp
             super().__init__(num_samples, image_size, **options)
             rendered.append(image_size)
 
-    monkeypatch.setattr(loaders, "SceneSource", Noted)
+    monkeypatch.setattr(opening, "SceneSource", Noted)
     words = ("--model", trained.model, "--data.num-scenes", 24, "--data.num-workers", 0)
-    assert status("evaluate", *words) == 0
+    assert status("evaluate", *words, "--blanked-streams", "[depth]") == 0
     assert rendered == [16]
 
 
@@ -214,7 +236,7 @@ def test_a_torn_image_to_predict(trained, images, tmp_path, capsys):
         (["--fit.modality_dropout=true", "--data.streams=[rgb]"], "at least two streams"),
         (["--model.depth", "19"], "depth is 19; expected one of 18, 34, 50, 101"),
         (["--model.family", "resnet"], "unknown family 'resnet'"),
-        (["--data.root", "/no/such/folder"], "root='/no/such/folder' is not a folder"),
+        (["--data.root", "/no/such/folder"], "--data.root /no/such/folder is no data set"),
         (["--data.val_split", "valid"], "split is 'valid'; expected one of train, val, test"),
         (["--data.streams", "[lidar]"], "no stream 'lidar' in the data; it has rgb, depth"),
         (["--data.batch_size", "0"], "--data.batch_size is 0; expected at least 1"),
@@ -274,6 +296,8 @@ def test_what_cannot_be_evaluated(trained, labelled, capsys):
     assert "unknown stream 'dpeth'; the model's streams are rgb, depth" in capsys.readouterr().err
     assert status(*words, "--blanked_streams", "[rgb,depth]") == 2
     assert "at least one must stay" in capsys.readouterr().err
+    assert status(*words, "--conditions.loss_rates", "[2]") == 2
+    assert "loss_rates has 2.0; expected numbers of 0 to 1" in capsys.readouterr().err
 
 
 def test_what_cannot_be_predicted(trained, images, tmp_path, capsys):
@@ -305,9 +329,10 @@ def test_ctrl_c_keeps_weights_and_history(tmp_path, monkeypatch, capsys):
     assert signal.getsignal(signal.SIGINT) is handler
     assert str(out) in capsys.readouterr().out
     assert len(strict(out / "history.json")["train_loss"]) == 1
-    assert (out / "checkpoints/last.ckpt").exists()
+    assert (out / "checkpoints/epoch-00001-batch-00000000.safetensors").exists()
     assert not (out / "report.html").exists()
-    assert status("evaluate", "--model", out / "model.safetensors", *SCENES) == 0
+    words = ("--model", out / "model.safetensors", *SCENES, "--blanked-streams", "[rgb]")
+    assert status("evaluate", *words) == 0
 
 
 def test_help_names_commands_and_options(capsys):

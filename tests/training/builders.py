@@ -8,6 +8,7 @@ from torch import Tensor
 
 from manystream.classifier import StreamClassifier
 from tests.builders import with_absent
+from tests.data.builders import DEPTH, RGB, ArraySource
 
 STREAMS = {"rgb": 3, "depth": 1}
 NUM_CLASSES = 3
@@ -39,6 +40,21 @@ def easy_samples(count: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
             noise[b, :, 10 * number : 10 * number + 10] += 3
         images.append(noise)
     return images[0], images[1], target
+
+
+def array_source(count: int) -> ArraySource:
+    """Easy samples as images in memory, for a loader of ours."""
+    *streams, target = easy_samples(count)
+    images = [
+        [
+            (40 * stream[b] + 80).clamp(0, 255).permute(1, 2, 0).to(torch.uint8).numpy()
+            for stream in streams
+        ]
+        for b in range(count)
+    ]
+    source = ArraySource((RGB, DEPTH), images)
+    source.targets = target
+    return source
 
 
 def tuple_batches(count: int, batch_size: int = 8, seed: int = 0) -> list[tuple[Tensor, ...]]:

@@ -3,7 +3,8 @@ import torch
 import torch.nn.functional as F
 
 from manystream.data.dataset import StreamDataset
-from manystream.data.loaders import DataOptions, make_loader
+from manystream.data.loaders import make_loader
+from manystream.data.options import DataOptions
 from manystream.data.transforms import EvalTransform
 from manystream.training import evaluate, evaluate_subsets
 from tests.builders import mask_of

@@ -6,13 +6,14 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from manystream.data.dataset import StreamDataset
-from manystream.data.loaders import DataOptions, make_loader
+from manystream.data.loaders import make_loader
+from manystream.data.options import DataOptions
 from manystream.data.transforms import EvalTransform
-from manystream.dropout import ModalityDropout, scheduled_probability
-from manystream.training import FitOptions, fit
+from manystream.dropout import scheduled_probability
+from manystream.training import FitOptions
+from manystream.training.checkpoint_file import read_checkpoint
 from manystream.training.fit import check_fit
-from manystream.training.module import ClassifierModule
-from manystream.training.optimizer import warmup_cosine
+from manystream.training.schedule import warmup_cosine
 from tests.builders import mask_of
 from tests.data.builders import DEPTH, RGB, ArraySource, identity, noise
 from tests.training.builders import CPU, dict_batches, easy_samples, tiny_model, tuple_batches
@@ -20,6 +21,7 @@ from tests.training.test_history import strict
 
 QUANTITIES = ("loss", "accuracy", "mean_class_accuracy")
 OF_TRAINING = {f"train_{q}" for q in QUANTITIES} | {"dropout_probability", "learning_rate"}
+FINAL = "final.safetensors"
 OF_VALIDATION = {f"val_{q}" for q in (*QUANTITIES, "num_samples")}
 
 
@@ -167,8 +169,9 @@ def test_what_is_left_on_disk(tmp_path):
     assert strict(out / "history.json") == history
     assert (out / "logs/metrics.csv").read_text().count("\n") > 2
     assert list((out / "logs").glob("events.out.tfevents.*"))
-    saved = torch.load(out / "checkpoints/last.ckpt", weights_only=True)
-    assert saved["epoch"] == 1
+    names = {path.name for path in (out / "checkpoints").glob("[!.]*")}
+    assert names == {"epoch-00001-batch-00000000.safetensors", "best.safetensors", FINAL}
+    saved = read_checkpoint(out / "checkpoints" / FINAL)
     for name, tensor in model.state_dict().items():
         assert torch.equal(saved["state_dict"][f"network.{name}"], tensor)
 
@@ -177,22 +180,6 @@ def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny_model().fit(tuple_batches(8), tuple_batches(8), epochs=1, **CPU)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_checkpoint_goes_on_with_the_modality_dropout(tmp_path):
-    options = FitOptions(epochs=2, modality_dropout=True, modality_dropout_rate=0.5, **CPU)
-    fit(tiny_model(), tuple_batches(24), options=options, out_dir=tmp_path)
-    saved = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
-    everything = mask_of("11 11 11 11 11 11 11 11")
-    by_hand = options.make_dropout(2)
-    for _ in range(6):  # the draws of two epochs of three batches
-        by_hand.draw(everything)
-
-    resumed = ModalityDropout(2, 0.5, seed=99)
-    ClassifierModule(tiny_model(), options, dropout=resumed).on_load_checkpoint(saved)
-    for _ in range(3):
-        assert torch.equal(resumed.draw(everything), by_hand.draw(everything))
-    assert resumed.epoch == 2
 
 
 def test_the_same_seed_gives_the_same_weights():
@@ -222,7 +209,8 @@ def test_ctrl_c_keeps_what_was_finished(tmp_path):
         model.fit(loader, tuple_batches(8), epochs=5, out_dir=tmp_path, **CPU)
     kept = strict(tmp_path / "history.json")
     assert {len(values) for values in kept.values()} == {2}
-    assert torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)["epoch"] == 1
+    state = tmp_path / "checkpoints/epoch-00002-batch-00000000.safetensors"
+    assert read_checkpoint(state)["epoch"] == 2
     assert signal.getsignal(signal.SIGINT) is handler
 
 

@@ -19,8 +19,11 @@ def test_an_entry_per_epoch():
     assert history.num_epochs == 0
     history.append({"train_loss": 2.0})
     history.append({"train_loss": 1.0, "val_loss": 3.0})
-    assert history == {"train_loss": [2.0, 1.0], "val_loss": [3.0]}
-    assert history.num_epochs == 2
+    history.append({"train_loss": 0.5})
+    assert list(history) == ["train_loss", "val_loss"]
+    assert history["train_loss"] == [2.0, 1.0, 0.5]
+    assert history["val_loss"] == pytest.approx([math.nan, 3.0, math.nan], nan_ok=True)
+    assert history.num_epochs == 3
 
 
 def test_what_is_not_finite_is_null_on_disk(tmp_path):

@@ -1,3 +1,6 @@
+from dataclasses import fields
+from typing import get_args, get_type_hints
+
 import pytest
 
 from manystream.training import FitOptions
@@ -40,3 +43,9 @@ def test_modality_dropout_is_made_where_it_is_asked_for():
     assert dropout.rates == (0.1, 0.2, 0.3)
     assert [dropout.probability(e) for e in range(4)] == pytest.approx([1, 0.8, 0.6, 0.6])
     assert (dropout.max_blanked, dropout.stratified) == (2, True)
+
+
+def test_the_command_line_can_read_every_type():
+    hints = get_type_hints(FitOptions.__init__)
+    assert set(hints) == {field.name for field in fields(FitOptions)} | {"return"}
+    assert get_args(hints["schedule"]) == ("cosine", "step", "one_cycle", "plateau", "constant")

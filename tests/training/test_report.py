@@ -5,8 +5,10 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
+from manystream.training.condition_plots import plot_conditions
 from manystream.training.history import History
 from manystream.training.report import Run, write_report
+from manystream.training.robustness import Robustness
 from tests.training.test_history import strict
 
 
@@ -91,3 +93,43 @@ def test_a_history_of_one_half(tmp_path, without):
     for name in [name for name in run.history if name.startswith(without)]:
         del run.history[name]
     assert write_report([run], tmp_path, "half").exists()
+
+
+def robust(run: Run) -> Robustness:
+    """Measurements under conditions: the more is lost or noisy, the worse."""
+    loss = [
+        {"rate": r, "mean_class_accuracy": 0.8 - r / 2, "mean_class_accuracy_std": r / 20}
+        for r in (0.0, 0.5, 0.9)
+    ]
+    noise = [{"level": v, "mean_class_accuracy": 0.8 - v / 4} for v in (0.0, 1.0, 2.0)]
+    return Robustness(dict(run.subsets), loss, {"noise": {"rgb": noise, "depth": noise}})
+
+
+def test_a_network_that_was_only_measured(tmp_path):
+    run = make_run()
+    run = make_run(history=History(), robustness=robust(run))
+    page = write_report([run], tmp_path, "measured").read_text("utf-8")
+    written = {"conditions.json", "conditions.png", "report.html", "subsets.json", "subsets.png"}
+    assert {path.name for path in tmp_path.iterdir()} == written
+    assert len(References(page).found) == 2
+    assert "When sensors fail" in page
+    assert "<h2>Training</h2>" not in page
+    kept = strict(tmp_path / "conditions.json")["li_net3"]
+    assert kept["random_loss"] == run.robustness.random_loss
+    assert kept["corruptions"]["noise"]["depth"] == run.robustness.corruptions["noise"]["depth"]
+
+
+def test_the_figure_of_conditions_draws_what_was_measured():
+    runs = [
+        make_run(robustness=robust(make_run())),
+        make_run("other", robustness=robust(make_run())),
+    ]
+    figure = plot_conditions(runs)
+    panels = [axes for axes in figure.axes if axes.axison]
+    titles = [axes.get_title() for axes in panels]
+    assert titles == ["streams lost at random", "noise on rgb", "noise on depth"]
+    (first, *_) = panels[1].containers
+    assert first.lines[0].get_ydata().tolist() == pytest.approx([0.8, 0.55, 0.3])
+    without = [line.get_ydata()[0] for line in panels[1].lines if line.get_linestyle() == "--"]
+    assert without == [pytest.approx(0.21)] * 2
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["li_net3", "other"]

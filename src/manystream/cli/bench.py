@@ -1,13 +1,14 @@
-"""`manystream bench memory`: memory modes and baselines side by side."""
+"""`manystream bench memory` and `bench step`: memory modes and baselines side by side."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from manystream.classifier import create_model
-from manystream.cli.options import BenchMemoryOptions
+from manystream.cli.options import BenchMemoryOptions, BenchOptions, BenchStepOptions
 from manystream.cli.output import console, fresh_path, say
 from manystream.memory.bench import (
     modes_and_baselines,
@@ -18,12 +19,16 @@ from manystream.memory.bench import (
     with_ratios,
 )
 from manystream.memory.case import Case
+from manystream.speed.bench import kinds_table, measure_ways, ways_of
+from manystream.speed.bench import table_of as step_table
+from manystream.speed.bench import with_ratios as step_ratios
 
 
 def bench_memory(options: BenchMemoryOptions) -> None:
     """Measure every case, print the table, write numbers and plot."""
     out = fresh_path(options.out, "bench-memory")
-    cases = modes_and_baselines(_case(options), _existing(options.baselines))
+    case = replace(_case(options), timeline=True)
+    cases = modes_and_baselines(case, _existing(options.baselines))
     rows = []
     with console.status("measuring") as status:
         for number, row in enumerate(run_cases(cases), start=1):
@@ -36,7 +41,24 @@ def bench_memory(options: BenchMemoryOptions) -> None:
     say(f"numbers and plot are in {out}")
 
 
-def _case(options: BenchMemoryOptions) -> Case:
+def bench_step(options: BenchStepOptions) -> None:
+    """Measure every step, print the tables, write the numbers."""
+    out = fresh_path(options.out, "bench-step")
+    ways = ways_of(_case(options), _existing(options.baselines))
+    rows = []
+    with console.status("measuring") as status:
+        for number, row in enumerate(measure_ways(ways), start=1):
+            rows.append(row)
+            status.update(f"measured {row['way']}, {number} of {len(ways)}")
+    rows = step_ratios(rows)
+    save(out / "step.json", rows)
+    console.print(step_table(rows))
+    if (kinds := kinds_table(rows)) is not None:
+        console.print(kinds)
+    say(f"numbers are in {out}")
+
+
+def _case(options: BenchOptions) -> Case:
     with torch.device("meta"):
         model = create_model(
             options.family,
@@ -55,7 +77,6 @@ def _case(options: BenchMemoryOptions) -> Case:
         precision=options.precision,
         device=options.device,
         steps=options.steps,
-        timeline=True,
     )
 
 

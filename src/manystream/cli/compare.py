@@ -12,7 +12,8 @@ from rich.table import Table
 from manystream.classifier import create_model
 from manystream.cli.options import CompareOptions
 from manystream.cli.output import console, fresh_path, plain, print_subsets, say
-from manystream.data.loaders import DataOptions, TrainingData, training_data
+from manystream.data.loaders import TrainingData, training_data
+from manystream.data.options import DataOptions
 from manystream.streams import StreamBatch
 from manystream.training import evaluate_subsets
 from manystream.training.cost import measure_step
@@ -44,7 +45,9 @@ def _contenders(options: CompareOptions) -> Iterator[tuple[str, str, TrainingDat
 
 
 def _load(data: DataOptions, options: CompareOptions) -> TrainingData:
-    return training_data(data, seed=options.fit.seed, report=say)
+    return training_data(
+        data, seed=options.fit.seed, report=say, accelerator=options.fit.accelerator
+    )
 
 
 def _run(name: str, family: str, data: TrainingData, options: CompareOptions, folder: Path) -> Run:
@@ -57,7 +60,13 @@ def _run(name: str, family: str, data: TrainingData, options: CompareOptions, fo
     )
     fit = options.fit
     if model.num_streams == 1:  # there is no other stream to survive on
-        fit = replace(fit, modality_dropout=False)
+        fit = replace(
+            fit,
+            modality_dropout=False,
+            subset_accuracy_every=0,
+            freeze_patience=None,
+            balance_penalty=0.0,
+        )
     history = model.fit(data.train, data.val, fit, out_dir=folder)
     subsets = evaluate_subsets(model, data.val, accelerator=fit.accelerator)
     cost = measure_step(model, _first_batch(data, fit.accelerator))

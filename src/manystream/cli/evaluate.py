@@ -1,21 +1,45 @@
-"""`manystream evaluate`: measure a trained model on a split."""
+"""`manystream evaluate`: measure a trained model on a split, whole and with failing sensors."""
 
 from __future__ import annotations
 
-from manystream.classifier import load_model
+from dataclasses import asdict
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from manystream.classifier import StreamClassifier, load_model
 from manystream.cli.options import EvaluateOptions
-from manystream.cli.output import evaluation_loader, print_subsets
-from manystream.training import evaluate_subsets
+from manystream.cli.output import (
+    evaluation_loader,
+    fresh_path,
+    plain,
+    print_curves,
+    print_subsets,
+    say,
+)
+from manystream.training import History
+from manystream.training.report import Run, write_report
 
 
 def evaluate(options: EvaluateOptions) -> None:
-    """Measure every subset of the streams, or the one that is left."""
+    """Measure under every condition and write a report, or print what is left of some streams."""
     model = load_model(options.model)
-    loader = evaluation_loader(model, options.model, options.data)
     if options.blanked_streams is None:
-        measured = evaluate_subsets(model, loader, progress=True)
+        out = fresh_path(options.out, "evaluate")
+        loader = evaluation_loader(model, options.model, options.data)
+        robustness = model.evaluate_conditions(loader, options.conditions, progress=True)
+        print_subsets({str(options.model): robustness.subsets})
+        print_curves(robustness.curves())
+        config = plain(asdict(options))
+        run = Run(model.layout["family"], History(), robustness.subsets, config, None, robustness)
+        say(f"report: {write_report([run], out, f'manystream: {options.model} evaluated')}")
     else:
-        blanked = options.blanked_streams
-        left = " + ".join(n for n in model.stream_names if n not in blanked)
-        measured = {left: model.evaluate(loader, blanked_streams=blanked, progress=True)}
-    print_subsets({str(options.model): measured})
+        loader = evaluation_loader(model, options.model, options.data)
+        _print_left(model, loader, options.blanked_streams)
+
+
+def _print_left(model: StreamClassifier, loader: DataLoader[Any], blanked: list[str]) -> None:
+    """Measure the streams that are not taken away."""
+    left = " + ".join(n for n in model.stream_names if n not in blanked)
+    measured = {left: model.evaluate(loader, blanked_streams=blanked, progress=True)}
+    print_subsets({left: measured})

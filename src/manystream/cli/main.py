@@ -5,18 +5,30 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from inspect import cleandoc
+from itertools import pairwise
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from manystream import __version__
-from manystream.cli.bench import bench_memory
+from manystream.cli.bench import bench_memory, bench_step
+from manystream.cli.bench_data import bench_data
 from manystream.cli.compare import compare
 from manystream.cli.convert import convert
+from manystream.cli.data import check_data, show_data
+from manystream.cli.data_options import (
+    BenchDataOptions,
+    CheckDataOptions,
+    PrepareOptions,
+    ShowDataOptions,
+)
 from manystream.cli.evaluate import evaluate
 from manystream.cli.inspect import inspect
+from manystream.cli.memory import command_to_try
+from manystream.cli.nearest import NearestParser, option_names
 from manystream.cli.options import (
     BenchMemoryOptions,
+    BenchStepOptions,
     CompareOptions,
     ConvertOptions,
     EvaluateOptions,
@@ -26,21 +38,36 @@ from manystream.cli.options import (
 )
 from manystream.cli.output import complain
 from manystream.cli.predict import predict
+from manystream.cli.prepare import prepare
 from manystream.cli.train import train
+from manystream.training.out_of_memory import StepOutOfMemory
 
-COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
+COMMANDS: dict[str, tuple[type, Callable[[Any], int | None]]] = {
     "train": (TrainOptions, train),
     "evaluate": (EvaluateOptions, evaluate),
     "predict": (PredictOptions, predict),
     "compare": (CompareOptions, compare),
     "inspect": (InspectOptions, inspect),
     "convert": (ConvertOptions, convert),
+    "prepare": (PrepareOptions, prepare),
+    "data show": (ShowDataOptions, show_data),
+    "data check": (CheckDataOptions, check_data),
     "bench memory": (BenchMemoryOptions, bench_memory),
+    "bench step": (BenchStepOptions, bench_step),
+    "bench data": (BenchDataOptions, bench_data),
 }
 
-GROUPS = {"bench": "Measure what training takes on this machine."}
+GROUPS = {
+    "data": "Look at a data set before training on it.",
+    "bench": "Measure what training and feeding take on this machine.",
+}
+
+OUT_OF_MEMORY = 3
 
 INTERRUPTED = 130  # the shell's convention: 128 + SIGINT
+
+
+_SWITCHES = ("--resume",)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,34 +77,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: words of the command line; those of the process by default.
 
     Returns:
-        Exit status: 0, or 2 on bad input, or 130 after Ctrl-C.
+        Exit status: 0; 1 if a check found something; 2 on bad input, or if a file cannot be read
+        or written; 3 if training does not fit into memory; 130 after Ctrl-C.
     """
     words = sys.argv[1:] if arguments is None else arguments
     parser = build_parser()
-    parsed = parser.parse_args([_underscored(word) for word in words])
+    parsed = parser.parse_args(_normalised(words))
     name = _command(parsed)
     options_class, run = COMMANDS[name]
     try:
         values = parser.instantiate(parsed)[name.replace(" ", ".")].as_dict()
         values.pop("config", None)
-        run(options_class(**values))
-    except ValueError as error:
+        return run(options_class(**values)) or 0
+    except (ValueError, OSError) as error:
         complain(f"error: {error}")
         return 2
+    except StepOutOfMemory as error:
+        complain(f"error: {error.advice}")
+        if changes := error.advice.changes():
+            complain(f"try: {command_to_try(words, changes)}")
+        return OUT_OF_MEMORY
     except KeyboardInterrupt:
         return INTERRUPTED
-    return 0
 
 
 def build_parser() -> ArgumentParser:
     """Parser of all commands, derived from their options."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(
+    parser = NearestParser(
         prog="manystream",
         description="Networks on several image streams that survive a missing sensor.",
         version=__version__,
         allow_abbrev=False,
     )
+    parser.known = [known for options, _ in COMMANDS.values() for known in option_names(options)]
     groups = {"": parser.add_subcommands(title="commands", metavar="COMMAND")}
     for group, description in GROUPS.items():
         inner = ArgumentParser(description=description)
@@ -85,8 +118,9 @@ def build_parser() -> ArgumentParser:
         groups[group] = inner.add_subcommands(title="commands", metavar="COMMAND")
     for name, (options, _) in COMMANDS.items():
         group, _, word = name.rpartition(" ")
-        description = cleandoc(options.__doc__ or "")
-        command = ArgumentParser(description=description, usage=f"manystream {name} [options]")
+        description = cleandoc(options.__doc__ or "").partition("\n\nRaises:")[0]
+        command = NearestParser(description=description, usage=f"manystream {name} [options]")
+        command.known = list(option_names(options))
         command.add_argument(
             "--config", action="config", help="YAML file with any of these options."
         )
@@ -99,6 +133,15 @@ def _command(parsed: Namespace) -> str:
     """Name of the chosen command in the table."""
     name: str = parsed.subcommand
     return f"{name} {parsed[name].subcommand}" if name in GROUPS else name
+
+
+def _normalised(words: Sequence[str]) -> list[str]:
+    """Let options be written with dashes, and a switch without its value."""
+    named = [_underscored(word) for word in words]
+    return [
+        f"{word}=true" if word in _SWITCHES and following not in ("true", "false") else word
+        for word, following in pairwise([*named, ""])
+    ]
 
 
 def _underscored(word: str) -> str:

@@ -8,11 +8,13 @@ from pathlib import Path
 import torch
 
 from manystream.classifier import create_model
-from manystream.data.loaders import DataOptions, OnError
+from manystream.data.image import MAX_PIXELS
+from manystream.data.options import DataOptions, OnError
+from manystream.data.units import LengthUnit
 from manystream.memory.case import Precision
 from manystream.models.families import family
 from manystream.models.memory_modes import MemoryMode
-from manystream.training import FitOptions
+from manystream.training import ConditionOptions, FitOptions
 
 
 @dataclass
@@ -61,7 +63,11 @@ class TrainOptions:
     """Train a network, measure it with every subset of its streams, and write a report."""
 
     out: Path | None = None
-    """Folder for all that the run writes; runs/<date>-<time> by default. It must not exist yet."""
+    """Folder for all that the run writes; runs/<date>-<time> by default. It must not exist yet,
+    unless the run in it is resumed."""
+    resume: bool = False
+    """Go on with the run in --out, cut off at any moment, given the options it was started with.
+    Where nothing was saved yet, the run begins."""
     data: DataOptions = field(default_factory=DataOptions)
     """Where images come from."""
     model: ModelOptions = field(default_factory=ModelOptions)
@@ -72,12 +78,21 @@ class TrainOptions:
 
 @dataclass
 class EvaluateOptions:
-    """Measure a trained network with every subset of its streams, or with some taken away."""
+    """Measure a trained network when sensors fail, and write a report.
+
+    With every subset of its streams, with streams lost at random, and with noise and darkness on
+    one stream; or only with some streams taken away.
+    """
 
     model: Path
     """The model.safetensors that training wrote."""
     blanked_streams: list[str] | None = None
-    """Streams to take away, for example [depth]; left out, every subset is measured."""
+    """Streams to take away, for example [depth]; only what is left is measured, and nothing is
+    written."""
+    conditions: ConditionOptions = field(default_factory=ConditionOptions)
+    """What to measure besides every subset."""
+    out: Path | None = None
+    """Folder for report, figures and numbers; runs/evaluate-<date>-<time> by default."""
     data: DataOptions = field(default_factory=DataOptions)
     """Where images come from; val_split is measured. Streams and image size are the model's."""
 
@@ -98,6 +113,11 @@ class PredictOptions:
     """Processes that read images."""
     on_error: OnError = "raise"
     """What an unreadable image does: stop before predicting, or count as absent and be reported."""
+    units: dict[str, LengthUnit] | None = None
+    """Unit of a depth stream's files, as {stream: m, dm, cm, mm, um, in or ft}, if the model takes
+    depth in metres."""
+    max_pixels: int = MAX_PIXELS
+    """Height times width above which an image is not decoded and counts as unreadable."""
 
 
 @dataclass
@@ -129,6 +149,10 @@ class CompareOptions:
             family(name)
         if not self.families or len(set(self.families)) < len(self.families):
             raise ValueError(f"--families is {self.families}; expected one or more, each once")
+        if self.fit.devices > 1:
+            raise ValueError(
+                f"--fit.devices is {self.fit.devices}; compare trains in one process, use train"
+            )
 
 
 @dataclass
@@ -159,10 +183,8 @@ class InspectOptions:
 
 
 @dataclass
-class BenchMemoryOptions(ResNetOptions):
-    """Measure a training step in every memory mode, and in what users run instead.
-
-    Memory, what is kept for backward, and time, each in a fresh process.
+class BenchOptions(ResNetOptions):
+    """A training step to measure.
 
     Raises:
         ValueError: if a number is out of its range.
@@ -181,13 +203,13 @@ class BenchMemoryOptions(ResNetOptions):
     precision: Precision = "bf16"
     """bf16 (autocast), fp32, or tf32 (float32 with TF32 products)."""
     device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
-    """Where to measure: cuda, or cpu, where storages are counted."""
-    steps: int = 20
+    """Where to measure: cuda or cpu."""
+    steps: int = 50
     """Steps to time."""
     baselines: Path | None = Path("benchmarks/baselines.py")
     """Python file whose BASELINES are measured too; skipped where it does not exist."""
     out: Path | None = None
-    """Folder for the numbers and the plot; runs/bench-memory-<date>-<time> by default."""
+    """Folder for the numbers; runs/bench-<what>-<date>-<time> by default."""
 
     def __post_init__(self) -> None:
         for name, value in (("batch_size", self.batch_size), ("steps", self.steps)):
@@ -201,3 +223,21 @@ class BenchMemoryOptions(ResNetOptions):
             raise ValueError(f"--blanked is {self.blanked}; the one stream there is must stay: 0")
         if self.device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError(f"--device is {self.device}, but there is no GPU; expected cpu")
+
+
+@dataclass
+class BenchMemoryOptions(BenchOptions):
+    """Measure the memory of a training step in every memory mode, and in what users run instead.
+
+    Peaks, what is kept for backward, and time, each in a fresh process; a plot over the step. On a
+    CPU storages are counted.
+    """
+
+
+@dataclass
+class BenchStepOptions(BenchOptions):
+    """Measure the time of a training step in every memory mode, and in what users run instead.
+
+    Eagerly and in CUDA graphs, beside the least time that its operations need on this machine, and
+    with the time by kind of kernel.
+    """

@@ -13,10 +13,13 @@ from torch.utils.data import DataLoader
 
 from manystream.classifier import StreamClassifier
 from manystream.data.dataset import StreamDataset
-from manystream.data.loaders import DataOptions, make_loader, open_split
+from manystream.data.loaders import make_loader
+from manystream.data.opening import open_split
+from manystream.data.options import DataOptions
 from manystream.data.preprocessing import Preprocessing
 from manystream.data.transforms import EvalTransform
 from manystream.streams import StreamBatch
+from manystream.training.robustness import Curve
 
 console = Console()
 
@@ -58,6 +61,34 @@ def _table_of_several(runs: Mapping[str, Mapping[str, Mapping[str, float]]]) -> 
         values = [measured.get(subset, {}).get("mean_class_accuracy") for subset in subsets]
         table.add_row(name, *("" if value is None else f"{value:.1%}" for value in values))
     return table
+
+
+def print_curves(curves: Mapping[str, Curve]) -> None:
+    """Print curves that have the same levels as one table each, a column per curve.
+
+    Args:
+        curves: by their titles.
+    """
+    for titles in _of_same_levels(curves):
+        same = [curves[title] for title in titles]
+        table = Table(same[0].unit, caption="mean class accuracy")
+        for title in titles:
+            table.add_column(title, justify="right")
+        for row, level in enumerate(same[0].levels):
+            table.add_row(f"{level:g}", *(_point(curve, row) for curve in same))
+        console.print(table)
+
+
+def _of_same_levels(curves: Mapping[str, Curve]) -> list[list[str]]:
+    titles: dict[tuple[str, tuple[float, ...]], list[str]] = {}
+    for title, curve in curves.items():
+        titles.setdefault((curve.unit, tuple(curve.levels)), []).append(title)
+    return list(titles.values())
+
+
+def _point(curve: Curve, row: int) -> str:
+    spread = "" if curve.spread is None else f" ± {100 * curve.spread[row]:.1f}"
+    return f"{curve.values[row]:.1%}{spread}"
 
 
 def fresh_path(out: Path | None, prefix: str = "") -> Path:

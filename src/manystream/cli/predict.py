@@ -12,9 +12,12 @@ from manystream.classifier import load_model
 from manystream.cli.options import PredictOptions
 from manystream.cli.output import say, trained_with
 from manystream.data.dataset import StreamDataset
-from manystream.data.loaders import DataOptions, make_loader, open_unlabelled
+from manystream.data.loaders import make_loader
+from manystream.data.opening import open_unlabelled
+from manystream.data.options import DataOptions
+from manystream.data.sources.hints import StreamHints
+from manystream.data.sources.unlabelled import UnlabelledFolder
 from manystream.data.transforms import EvalTransform
-from manystream.data.unlabelled import UnlabelledFolder
 
 
 def predict(options: PredictOptions) -> None:
@@ -23,7 +26,8 @@ def predict(options: PredictOptions) -> None:
     preprocessing, classes = trained_with(model, options.model)
     if options.out.is_dir():
         raise ValueError(f"--out {options.out} is a folder; expected the CSV file to write")
-    source = open_unlabelled(options.folder, preprocessing.streams, options.on_error, say)
+    hints = StreamHints(units=options.units or {}, max_pixels=options.max_pixels, options="--")
+    source = open_unlabelled(options.folder, preprocessing.streams, options.on_error, say, hints)
     loader = make_loader(
         StreamDataset(source, EvalTransform(preprocessing)),
         DataOptions(batch_size=options.batch_size, num_workers=options.num_workers),

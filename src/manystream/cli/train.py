@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import torch
-import yaml
 
-from manystream.classifier import create_model
+from manystream.classifier import StreamClassifier, create_model
+from manystream.cli.classes import report_classes
+from manystream.cli.memory import check_can_size, fill_memory
 from manystream.cli.options import TrainOptions
-from manystream.cli.output import fresh_path, plain, print_subsets, say
+from manystream.cli.output import console, print_subsets, say
+from manystream.cli.run_config import (
+    check_same_config,
+    config_of,
+    folder_of,
+    read_config,
+    write_config,
+)
 from manystream.data.loaders import training_data
 from manystream.training import evaluate_subsets
+from manystream.training.callbacks import check_against_network
+from manystream.training.distributed import first_to_start
 from manystream.training.fit import check_fit
+from manystream.training.loss_guard import NonFiniteLossError
 from manystream.training.report import Run, write_report
 
 MODEL_FILE = "model.safetensors"
@@ -21,30 +34,61 @@ MODEL_FILE = "model.safetensors"
 
 def train(options: TrainOptions) -> None:
     """Run one training."""
-    out = fresh_path(options.out)
-    data = training_data(options.data, seed=options.fit.seed, report=say)
+    first = first_to_start()
+    console.quiet = not first
+    out = folder_of(options, first=first)
+    started_with = read_config(out) if options.resume else None
+    if started_with is not None and options.data.batch_size == "auto":
+        options.data.batch_size = started_with["data"]["batch_size"]
+    find_size = options.data.batch_size == "auto"
+    if find_size:
+        check_can_size(options.fit)
+    data = training_data(
+        replace(options.data, batch_size=1) if find_size else options.data,
+        seed=options.fit.seed,
+        report=say,
+        accelerator=options.fit.accelerator,
+    )
     torch.manual_seed(options.fit.seed)
     model = create_model(
         **asdict(options.model), streams=data.in_channels, num_classes=len(data.classes)
     )
     model.classes, model.preprocessing = data.classes, data.preprocessing.to_dict()
     check_fit(options.fit, model.num_streams)
-    config = _config(options)
-    out.mkdir(parents=True)
-    (out / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    try:
-        history = model.fit(data.train, data.val, options.fit, out_dir=out)
-    finally:
-        model.save(out / MODEL_FILE)
-        say(f"weights so far, the history and the checkpoint are in {out}")
+    check_against_network(options.fit, model, has_validation=True)
+    if find_size:
+        options.data.batch_size = fill_memory(model, data, options.fit)
+    config = config_of(options)
+    if started_with is not None:
+        check_same_config(config, started_with)
+    elif first:
+        write_config(out, config)
+    with _weights_kept(model, out if first else None):
+        history = model.fit(data.train, data.val, options.fit, out_dir=out, resume=options.resume)
+    if not first:
+        return
     subsets = evaluate_subsets(model, data.val, accelerator=options.fit.accelerator)
     print_subsets({options.model.family: subsets})
+    report_classes(model.evaluate_classes(data.val, accelerator=options.fit.accelerator), out)
     run = Run(options.model.family, history, subsets, config)
     say(f"report: {write_report([run], out, f'manystream: {out.name}')}")
 
 
-def _config(options: TrainOptions) -> dict[str, Any]:
-    """What was asked for, but for the folder, so that it can be asked for again."""
-    config: dict[str, Any] = plain(asdict(options))
-    del config["out"]
-    return config
+@contextmanager
+def _weights_kept(model: StreamClassifier, out: Path | None) -> Iterator[None]:
+    """Save the model when training ends, or Ctrl-C ends it; else there are checkpoints."""
+    try:
+        yield
+    except NonFiniteLossError:
+        say(f"the history and the checkpoints are in {out}")
+        raise
+    except KeyboardInterrupt:
+        _save(model, out)
+        raise
+    _save(model, out)
+
+
+def _save(model: StreamClassifier, out: Path | None) -> None:
+    if out is not None:
+        model.save(out / MODEL_FILE)
+        say(f"weights so far, the history and the checkpoints are in {out}")

@@ -39,10 +39,13 @@ def conv2d(
     Returns:
         Shape (B, C', H', W').
     """
+    few = has_few_channels(x, weight, stride, padding)
+    if not few and not remat.is_recording():
+        return F.conv2d(x, weight, None, stride, padding)
     dtype = compute_dtype(x)
 
     def compute(x: Tensor, weight: Tensor) -> Tensor:
-        if has_few_channels(x, weight, stride, padding):
+        if few:
             return few_channels_conv2d(x, weight, padding, dtype)
         return F.conv2d(x.to(dtype), remat.cast(weight, dtype), None, stride, padding)
 

@@ -23,8 +23,8 @@ class RawConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape (B_m, C_m, H, W) to (B_m, C, H', W')."""
-        (stride, _), (padding, _) = self.stride, self.padding
-        return conv2d(x, self.weight, stride, int(padding), rebuild=self.rebuild)
+        stride, padding = self.stride[0], int(self.padding[0])
+        return conv2d(x, self.weight, stride, padding, rebuild=self.rebuild)
 
 
 class StreamConv2d(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ def read_batch(batch: Any, in_channels: Mapping[str, int], num_classes: int) -> 
 
     Args:
         batch: ``(stream_0, …, stream_{M-1})`` or the same with a target at the end; a dict by
-            stream name with an optional ``target`` and ``present``; or a :class:`StreamBatch`.
+            stream name with an optional ``target``, ``present`` and ``ids``, a name per sample for
+            messages; or a :class:`StreamBatch`.
         in_channels: name and channels of the model's streams, in its order.
         num_classes: number of classes that a target may name.
 
@@ -32,7 +34,9 @@ def _from_loader(batch: Any, in_channels: Mapping[str, int]) -> StreamBatch:
     if isinstance(batch, Mapping):
         streams = dict(batch)
         target, present = streams.pop("target", None), streams.pop("present", None)
-        return make_batch(streams, in_channels, present=present, target=target)
+        ids = streams.pop("ids", None)
+        compact = make_batch(streams, in_channels, present=present, target=target)
+        return replace(compact, ids=None if ids is None else tuple(map(str, ids)))
     num_streams = len(in_channels)
     if not isinstance(batch, Sequence) or len(batch) not in (num_streams, num_streams + 1):
         came = f"{len(batch)} tensors" if isinstance(batch, Sequence) else type(batch).__name__

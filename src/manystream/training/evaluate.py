@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from itertools import combinations
 from typing import Any
 
@@ -10,8 +10,10 @@ import torch
 
 from manystream.data.sampler import select_before_reading
 from manystream.models import StreamNetwork
-from manystream.training.module import ClassifierModule
-from manystream.training.trainer import as_loader, trainer_session
+from manystream.training.answers import Answers, Condition, Subset, collect_answers
+
+Measured = dict[str, float]
+"""What is measured under one condition: ``mean_class_accuracy``, ``accuracy``, and others."""
 
 
 def evaluate(
@@ -21,7 +23,7 @@ def evaluate(
     blanked_streams: Collection[str] = (),
     accelerator: str = "auto",
     progress: bool = False,
-) -> dict[str, float]:
+) -> Measured:
     """Measure a network on a loader with some streams absent from every sample.
 
     Args:
@@ -41,7 +43,13 @@ def evaluate(
     """
     blanked = (blanked_streams,) if isinstance(blanked_streams, str) else tuple(blanked_streams)
     _check_names(network, blanked)
-    measured = _measure(network, loader, blanked, accelerator, progress)
+    kept = tuple(name not in blanked for name in network.stream_names)
+    select = None if all(kept) else lambda present: present & torch.tensor(kept)
+    with select_before_reading(loader, select):
+        done = collect_answers(
+            network, loader, [Condition(kept)], accelerator=accelerator, progress=progress
+        )
+    measured = done.answers[0].measure()
     if not measured:
         raise ValueError(
             "no sample of the loader has a stream that is not blanked; "
@@ -56,8 +64,10 @@ def evaluate_subsets(
     *,
     accelerator: str = "auto",
     progress: bool = False,
-) -> dict[str, dict[str, float]]:
+) -> dict[str, Measured]:
     """Measure every subset of the streams; one that no sample has any of is left out.
+
+    Each batch is read once.
 
     Args:
         network: the network.
@@ -72,35 +82,25 @@ def evaluate_subsets(
     Raises:
         ValueError: if a batch does not fit.
     """
+    subsets = subsets_of(network)
+    conditions = [Condition(kept) for kept in subsets.values()]
+    done = collect_answers(network, loader, conditions, accelerator=accelerator, progress=progress)
+    return measure_subsets(subsets, dict(zip(subsets.values(), done.answers, strict=True)))
+
+
+def subsets_of(network: StreamNetwork) -> dict[str, Subset]:
+    """Every subset of the streams that is not empty, by its name, the largest first."""
     names = network.stream_names
     subsets = [s for size in range(len(names), 0, -1) for s in combinations(names, size)]
-    measured = {
-        " + ".join(kept): _measure(
-            network, loader, [n for n in names if n not in kept], accelerator, progress
-        )
-        for kept in subsets
-    }
-    return {kept: values for kept, values in measured.items() if values}
+    return {" + ".join(kept): tuple(name in kept for name in names) for kept in subsets}
 
 
-def _measure(
-    network: StreamNetwork,
-    loader: Iterable[Any],
-    blanked: Collection[str],
-    accelerator: str,
-    progress: bool,
-) -> dict[str, float]:
-    """Measure without the blanked streams; nothing if no sample has another."""
-    kept = torch.tensor([n not in blanked for n in network.stream_names])
-    select = None if kept.all() else lambda present: present & kept
-    module = ClassifierModule(network, select=select)
-    session = trainer_session(progress=progress, accelerator=accelerator)
-    with session as trainer, select_before_reading(loader, select):
-        trainer.validate(module, as_loader(loader), verbose=False)
-    metrics = trainer.callback_metrics
-    if not metrics.get("val_num_samples"):
-        return {}
-    return {name.removeprefix("val_"): value.item() for name, value in metrics.items()}
+def measure_subsets(
+    subsets: Mapping[str, Subset], answers: Mapping[Subset, Answers]
+) -> dict[str, Measured]:
+    """Measurements by name, of those subsets of which some sample has a stream."""
+    measured = {name: answers[kept].measure() for name, kept in subsets.items()}
+    return {name: values for name, values in measured.items() if values}
 
 
 def _check_names(network: StreamNetwork, blanked: Collection[str]) -> None:

@@ -1,21 +1,35 @@
-"""Train a network with Lightning."""
+"""Train a network with Lightning, from the start or from where a run was cut off."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
-from manystream.data.sampler import own_sampler, select_before_reading
+from manystream.data.sampler import select_before_reading, shared
 from manystream.models import StreamNetwork
+from manystream.training.callbacks import check_against_network, make_callbacks
+from manystream.training.checkpoint_file import VerifiedCheckpointIO
+from manystream.training.distributed import JointBatchNorm, first_to_start
+from manystream.training.feed import Feed, share_of
 from manystream.training.history import History, HistoryRecorder
+from manystream.training.loggers import make_loggers
+from manystream.training.loss import make_loss
 from manystream.training.module import ClassifierModule
 from manystream.training.options import FitOptions
-from manystream.training.trainer import as_loader, trainer_session
+from manystream.training.out_of_memory import StepWatch, explain_out_of_memory
+from manystream.training.precision import (
+    kept_arithmetic,
+    lightning_precision,
+    precision_plugins,
+)
+from manystream.training.resume import check_same_network, finish
+from manystream.training.run_folder import RunFolder
+from manystream.training.state_saver import StateSaver
+from manystream.training.trainer import trainer_session
 
 
 def fit(
@@ -25,8 +39,12 @@ def fit(
     options: FitOptions | None = None,
     *,
     out_dir: Path | None = None,
+    resume: bool = False,
 ) -> History:
-    """Train a network; its weights are those of the last epoch.
+    """Train a network; its weights are those of the last epoch, or what the options say.
+
+    With several devices, every process runs the program that calls this, and each is here at the
+    same time: on one machine the first one starts the others, or ``torchrun`` starts all.
 
     Args:
         network: the network, trained in place.
@@ -36,41 +54,36 @@ def fit(
         val_loader: batches to measure after every epoch.
         options: how to train.
         out_dir: folder for checkpoints, logs and the history; without one, nothing is written.
+        resume: whether to go on with the run in ``out_dir``, called with the same arguments; it
+            ends, on a CPU bit for bit, as if it had not been cut off. Where nothing has been saved
+            yet, it begins.
 
     Returns:
         Loss, accuracy, mean class accuracy and dropout probability of every epoch.
 
     Raises:
         ValueError: if a batch does not fit the network, there is none, or modality dropout is
-            asked of a network with one stream.
+            asked of a network with one stream; if the folder holds a run and ``resume`` is not
+            given, another process trains into it, or its checkpoint is of another network.
+        StepOutOfMemory: if a training step does not fit into memory, with what would.
+        OSError: if the disk does not take a checkpoint; those before it are kept.
         KeyboardInterrupt: on Ctrl-C, after what was logged has been written.
     """
     options = options or FitOptions()
-    dropout = options.make_dropout(network.num_streams)
-    pl.seed_everything(options.seed, workers=True, verbose=False)
-    sampler = own_sampler(train_loader)
-    if sampler is not None:
-        sampler.epoch = 0
-    if not network.training:  # Lightning would train it as it is
-        network.train()
-    recorder = HistoryRecorder(out_dir and out_dir / "history.json")
-    module = ClassifierModule(network, options, dropout=dropout)
-    session = trainer_session(
-        progress=options.progress,
-        max_epochs=options.epochs,
-        accelerator=options.accelerator,
-        precision=options.precision,
-        gradient_clip_val=options.gradient_clip,
-        callbacks=[recorder, *_checkpoints(out_dir)],
-        logger=_loggers(out_dir),
-        enable_checkpointing=out_dir is not None,
-    )
-    select = None if dropout is None else dropout.draw
-    with session as trainer, select_before_reading(train_loader, select):
-        trainer.fit(module, as_loader(train_loader), as_loader(val_loader))
-    if not recorder.history:
-        raise ValueError("train_loader has no batch; expected at least one")
-    return recorder.history
+    check_against_network(options, network, has_validation=val_loader is not None)
+    if out_dir is None:
+        if resume:
+            raise ValueError("resume is True, but there is no out_dir; name the run's folder")
+        return _train(network, train_loader, val_loader, options, None, None)
+    folder = RunFolder(out_dir)
+    with folder.held(resume=resume, first=first_to_start()):
+        newest = folder.newest() if resume else None
+        if newest is not None:
+            check_same_network(network, *newest)
+            if newest[0] == folder.final:
+                return finish(network, newest[1])
+        state = newest and newest[0]
+        return _train(network, train_loader, val_loader, options, folder, state)
 
 
 def check_fit(options: FitOptions, num_streams: int) -> None:
@@ -82,25 +95,91 @@ def check_fit(options: FitOptions, num_streams: int) -> None:
 
     Raises:
         ValueError: if modality dropout does not fit the number of streams, or there is no such
-            accelerator here.
+            accelerator, or not as many devices, here.
     """
     options.make_dropout(num_streams)
-    with trainer_session(
-        progress=False, accelerator=options.accelerator, precision=options.precision
-    ):
+    with trainer_session(progress=False, **_place(options)):
         pass
 
 
-def _checkpoints(out_dir: Path | None) -> list[pl.Callback]:
-    if out_dir is None:
-        return []
-    return [ModelCheckpoint(out_dir / "checkpoints", filename="last", enable_version_counter=False)]
+def _train(
+    network: StreamNetwork,
+    train_loader: Iterable[Any],
+    val_loader: Iterable[Any] | None,
+    options: FitOptions,
+    folder: RunFolder | None,
+    state: Path | None,
+) -> History:
+    dropout = options.make_dropout(network.num_streams)
+    recorder = HistoryRecorder(None if folder is None else folder.path / "history.json")
+    loss = make_loss(options, network.num_classes, train_loader)
+    module = ClassifierModule(network, options, dropout=dropout, loss=loss)
+    feed = Feed(train_loader)
+    watch = StepWatch()
+    callbacks = [watch, *make_callbacks(options, network, recorder)]
+    if folder is not None:
+        callbacks.append(_saver(folder, feed, options))
+    if not network.training:  # Lightning would train it as it is
+        network.train()
+    with ExitStack() as stack:
+        stack.enter_context(kept_arithmetic(options.precision))
+        trainer = stack.enter_context(_session(options, folder, callbacks))
+        place = trainer.global_rank, trainer.world_size
+        pl.seed_everything(options.seed + place[0], workers=True, verbose=False)
+        if dropout is not None:
+            dropout.rank = place[0]
+        for loader in (train_loader, val_loader):
+            stack.enter_context(shared(loader, *place))
+        select = None if dropout is None else dropout.draw
+        stack.enter_context(select_before_reading(train_loader, select))
+        feed.loader = share_of(train_loader, *place, seed=options.seed)
+        val_feed = None if val_loader is None else Feed(share_of(val_loader, *place, even=False))
+        explain_out_of_memory(
+            lambda: trainer.fit(module, feed, val_feed, ckpt_path=state, weights_only=False),
+            network,
+            watch,
+            options.precision,
+        )
+        if folder is not None and recorder.history:
+            trainer.save_checkpoint(folder.final)
+    if not recorder.history:
+        raise ValueError("train_loader has no batch; expected at least one")
+    return recorder.history
 
 
-def _loggers(out_dir: Path | None) -> list[Logger]:
-    if out_dir is None:
-        return []
-    return [
-        CSVLogger(out_dir, name="", version="logs"),
-        TensorBoardLogger(out_dir, name="", version="logs"),
-    ]
+def _session(options: FitOptions, folder: RunFolder | None, callbacks: list[pl.Callback]) -> Any:
+    plugins: list[Any] = [VerifiedCheckpointIO(), *precision_plugins(options.precision)]
+    if options.sync_batchnorm:
+        plugins.append(JointBatchNorm())
+    return trainer_session(
+        progress=options.progress,
+        max_epochs=options.epochs,
+        gradient_clip_val=options.gradient_clip,
+        accumulate_grad_batches=options.accumulate_batches,
+        deterministic=options.deterministic or None,
+        callbacks=callbacks,
+        plugins=plugins,
+        logger=[]
+        if folder is None
+        else make_loggers(options.loggers, folder.path, folder.log_name),
+        enable_checkpointing=folder is not None,
+        **_place(options),
+    )
+
+
+def _place(options: FitOptions) -> dict[str, Any]:
+    return {
+        "accelerator": options.accelerator,
+        "precision": lightning_precision(options.precision),
+        **options.distribution(),
+    }
+
+
+def _saver(folder: RunFolder, feed: Feed, options: FitOptions) -> StateSaver:
+    return StateSaver(
+        folder,
+        feed,
+        options.monitor,
+        options.monitor_mode,
+        every_n_steps=options.checkpoint_every_steps,
+    )

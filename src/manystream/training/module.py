@@ -7,18 +7,22 @@ from typing import Any
 import lightning.pytorch as pl
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from manystream.data.sampler import Selection, own_sampler
 from manystream.dropout import ModalityDropout
 from manystream.models import StreamNetwork
+from manystream.models.balance import BalancePenalty
 from manystream.streams import StreamBatch
 from manystream.training.batches import read_batch
+from manystream.training.loss import ClassificationLoss
 from manystream.training.metrics import MeanClassAccuracy
-from manystream.training.optimizer import configure_optimizer
+from manystream.training.optimizer import make_optimizer
 from manystream.training.options import FitOptions
+from manystream.training.schedule import make_schedules
+from manystream.training.stepping import Step, make_step
 
 
 class ClassifierModule(pl.LightningModule):
@@ -31,7 +35,7 @@ class ClassifierModule(pl.LightningModule):
         network: the network.
         options: how it is trained.
         dropout: modality dropout of the training batches, if there is one.
-        select: which streams an evaluated batch keeps; None keeps all.
+        loss: what training makes small; plain cross entropy by default, as in evaluation.
     """
 
     def __init__(
@@ -40,78 +44,112 @@ class ClassifierModule(pl.LightningModule):
         options: FitOptions | None = None,
         *,
         dropout: ModalityDropout | None = None,
-        select: Selection | None = None,
+        loss: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.network = network
         self.options = options or FitOptions()
         self.dropout = dropout
-        self.select = select
+        self.loss = loss or ClassificationLoss()
+        self.balance = BalancePenalty(network) if self.options.balance_penalty > 0 else None
+        self._step: Step
         self.train_metrics = _metrics(network.num_classes, "train_")
         self.val_metrics = _metrics(network.num_classes, "val_")
+        self._logged: set[str | None] = set()
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> StreamBatch:
         """Check a loader's batch and take out what is blanked, on the host."""
         compact = read_batch(batch, self.network.in_channels, self.network.num_classes)
-        select = self._train_select() if self.trainer.training else self.select
+        select = self._train_select() if self.trainer.training else None
         return compact if select is None else compact.keep(select(compact.presence.mask))
 
     def training_step(self, batch: StreamBatch, batch_idx: int) -> Tensor | None:
         """Loss of a batch, shape ()."""
-        return self._step(batch, self.train_metrics, self.options.label_smoothing)
+        if len(batch) == 0:
+            return None
+        target = _target(batch)
+        if self.balance is None:
+            loss, logits = self._step(batch)
+            penalty = None
+        else:
+            with self.balance.watching():
+                loss, logits = self._step(batch)
+            penalty = self.balance.take()
+        self._measure(self.train_metrics, logits, target, loss)
+        if penalty is not None:
+            self.log_mean("balance_penalty", penalty, len(batch))
+            loss = loss + self.options.balance_penalty * penalty
+        return loss
 
     def validation_step(self, batch: StreamBatch, batch_idx: int) -> None:
         """Measure a batch."""
-        self._step(batch, self.val_metrics)
-        self.log("val_num_samples", float(len(batch)), reduce_fx="sum", batch_size=1)
+        if len(batch) == 0:
+            return
+        target = _target(batch)
+        logits = self.network(batch)
+        self._measure(self.val_metrics, logits, target, F.cross_entropy(logits, target))
+        num_samples = float(len(batch))
+        self.log("val_num_samples", num_samples, reduce_fx="sum", batch_size=1, sync_dist=True)
 
     def predict_step(self, batch: StreamBatch, batch_idx: int) -> Tensor:
         """Class probabilities in the loader's order, shape (B, num_classes)."""
         logits: Tensor = self.network(batch)
         return logits.float().softmax(dim=1)
 
+    def log_mean(self, name: str, value: Tensor, weight: int = 1) -> None:
+        """Log a value's weighted mean over the epoch and all processes."""
+        self.log(
+            name,
+            value.detach(),
+            on_step=False,
+            on_epoch=True,
+            batch_size=float(weight),  # type: ignore[arg-type]  # whole numbers' mean is rounded
+            sync_dist=True,
+        )
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with a warm-up and a cosine."""
+        """The optimizer and its learning rate schedules."""
+        options = self.options
+        # A loss scaler takes scale and clipping out of a fused step's hands; it cannot be fused.
+        fused = self.device.type == "cuda" and options.precision != "16-mixed"
+        optimizer = make_optimizer(self.network, options, fused=fused)
         num_steps = int(self.trainer.estimated_stepping_batches)  # -1: the loader has no length
-        return configure_optimizer(self.network, self.options, num_steps if num_steps > 0 else None)
+        schedules = make_schedules(
+            optimizer,
+            options,
+            options.learning_rate,
+            num_steps if num_steps > 0 else None,
+            options.monitor,
+            options.monitor_mode,
+        )
+        return [optimizer], schedules  # type: ignore[return-value] # dicts, as Lightning reads them
 
     def on_train_start(self) -> None:
-        """Begin at the epoch that the run is at."""
-        self._set_epoch(self.current_epoch)
+        """Begin at the epoch, and the batch in it, that the run is at."""
+        self._step = make_step(self.network, self.loss, self.options, self.trainer)
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        self._set_epoch(self.current_epoch, done)
 
     def on_train_epoch_start(self) -> None:
-        """Log what the epoch uses; the learning rate is that of its first step."""
-        probability = 0.0 if self.dropout is None else self.dropout.probability(self.current_epoch)
-        self.log("dropout_probability", probability)
-        self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
+        """Have metrics logged again."""
+        self._logged.clear()
 
     def on_train_epoch_end(self) -> None:
         """Move the draws on to the next epoch before its batches are asked for."""
         self._set_epoch(self.current_epoch + 1)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the state of the modality dropout with the weights."""
-        if self.dropout is not None:
-            checkpoint["modality_dropout"] = self.dropout.state_dict()
+    def on_validation_epoch_start(self) -> None:
+        """Have metrics of validation logged again."""
+        self._logged.discard(self.val_metrics.prefix)
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the modality dropout where the checkpoint was taken."""
-        if self.dropout is not None and "modality_dropout" in checkpoint:
-            self.dropout.load_state_dict(checkpoint["modality_dropout"])
-
-    def _step(
-        self, batch: StreamBatch, metrics: MetricCollection, smoothing: float = 0.0
-    ) -> Tensor | None:
-        if len(batch) == 0:
-            return None
-        if batch.target is None:
-            raise ValueError("the loader's batches have no target; expected one per sample")
-        logits = self.network(batch)
-        loss: Tensor = F.cross_entropy(logits, batch.target, label_smoothing=smoothing)
-        metrics.update(logits.detach(), batch.target)
-        logged: dict[str, Any] = {f"{metrics.prefix}loss": loss.detach(), **dict(metrics.items())}
-        self.log_dict(logged, on_step=False, on_epoch=True, batch_size=len(batch))
-        return loss
+    def _measure(
+        self, metrics: MetricCollection, logits: Tensor, target: Tensor, loss: Tensor
+    ) -> None:
+        metrics.update(logits.detach(), target)
+        if metrics.prefix not in self._logged:  # once an epoch: Lightning holds on to the metrics
+            self._logged.add(metrics.prefix)
+            self.log_dict(dict(metrics.items()), on_step=False, on_epoch=True)
+        self.log_mean(f"{metrics.prefix}loss", loss, len(target))
 
     def _train_select(self) -> Selection | None:
         """Draw here only where the loader's own sampler has not drawn before reading."""
@@ -119,12 +157,18 @@ class ClassifierModule(pl.LightningModule):
             return None
         return self.dropout.draw
 
-    def _set_epoch(self, epoch: int) -> None:
+    def _set_epoch(self, epoch: int, batch: int = 0) -> None:
         if self.dropout is not None:
-            self.dropout.epoch = epoch
+            self.dropout.begin(epoch, batch)
         sampler = own_sampler(self.trainer.train_dataloader)
         if sampler is not None:
-            sampler.epoch = epoch
+            sampler.epoch, sampler.start = epoch, batch
+
+
+def _target(batch: StreamBatch) -> Tensor:
+    if batch.target is None:
+        raise ValueError("the loader's batches have no target; expected one per sample")
+    return batch.target
 
 
 def _metrics(num_classes: int, prefix: str) -> MetricCollection:

@@ -1,51 +1,149 @@
-"""Optimizer and learning rate schedule."""
+"""The optimizer: AdamW, SGD or another, with a learning rate for every part of the network."""
 
-from __future__ import annotations
-
+# Annotations are not postponed: the command line reads these fields from another module.
 import math
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
 
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
+import torch
 from torch import nn
-from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim import SGD, AdamW, Optimizer
 
-from manystream.training.options import FitOptions
+from manystream.models import StreamNetwork
+from manystream.training.parts import named_parts, part_names
+from manystream.training.ranges import check_above_zero, check_at_least
+
+STEM = "stem"
+"""The first convolution and its norm, on every pathway."""
+
+_STEM_PREFIXES = ("conv1.", "bn1.")
+
+_KNOWN: dict[str, tuple[Callable[..., Optimizer], dict[str, Any]]] = {
+    "adamw": (AdamW, {}),
+    "sgd": (SGD, {"momentum": 0.9, "nesterov": True}),
+}
 
 
-def configure_optimizer(
-    network: nn.Module, options: FitOptions, num_steps: int | None
-) -> OptimizerLRScheduler:
-    """AdamW, without weight decay on norms, biases and scalars; warm-up, then a cosine to zero.
+@dataclass
+class OptimizerOptions:
+    """Which optimizer, and its step sizes.
+
+    Raises:
+        ValueError: if a number is out of its range, there is no such optimizer, or it does not
+            take its arguments.
+    """
+
+    optimizer: str | Callable[..., Optimizer] = "adamw"
+    """adamw, sgd (momentum 0.9, Nesterov), or the path of a class, for example torch.optim.RAdam;
+    in Python also anything that takes parameter groups and lr."""
+    optimizer_arguments: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the optimizer, for example {betas: [0.9, 0.95]}."""
+    learning_rate: float = 1e-3
+    """Peak learning rate."""
+    learning_rate_multipliers: dict[str, float] = field(default_factory=dict)
+    """Multiplier of the learning rate for parts of the network, for example {depth: 0.5, stem: 2}:
+    streams by name; shared, the integrated pathway and the head; stem, the first layer of every
+    pathway. A stream's stem has both."""
+    weight_decay: float = 0.05
+    """Weight decay of kernels; norms, biases and scalars have none."""
+
+    def __post_init__(self) -> None:
+        check_above_zero(self, "learning_rate")
+        check_at_least(self, 0, "weight_decay")
+        for part, multiplier in self.learning_rate_multipliers.items():
+            if not 0 < multiplier < math.inf:
+                raise ValueError(
+                    f"learning_rate_multipliers has {part}: {multiplier}; expected more than 0"
+                )
+        if isinstance(self.optimizer, str):
+            _build(self, [{"params": [torch.zeros(1, requires_grad=True)]}])
+
+
+def make_optimizer(
+    network: StreamNetwork, options: OptimizerOptions, *, fused: bool = False
+) -> Optimizer:
+    """An optimizer over the trained parameters, grouped by learning rate and weight decay.
+
+    Each group has beside its ``lr`` the ``multiplier`` that it was made with.
 
     Args:
         network: what is trained.
-        options: learning rate, weight decay, warm-up and number of epochs.
-        num_steps: optimizer steps of the whole run; None if nobody knows.
+        options: which optimizer.
+        fused: whether AdamW and SGD step in one kernel, which asks for floating-point parameters
+            on a GPU.
 
-    Returns:
-        In Lightning's form, stepped every batch, or every epoch if ``num_steps`` is None.
+    Raises:
+        ValueError: if a multiplier names no part of the network.
     """
-    trained = [p for p in network.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.dim() > 1], "weight_decay": options.weight_decay},
-        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    optimizer = AdamW(groups, lr=options.learning_rate)
-    length = options.epochs if num_steps is None else num_steps
-    num_warmup = min(round(length * options.warmup_epochs / options.epochs), length)
-    schedule = LambdaLR(optimizer, lambda step: warmup_cosine(step, num_warmup, length))
-    interval = "epoch" if num_steps is None else "step"
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": interval}}
+    check_multipliers(options.learning_rate_multipliers, part_names(network))
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for (name, parameter), part in zip(
+        network.named_parameters(), named_parts(network).values(), strict=True
+    ):
+        if parameter.requires_grad:
+            multiplier = _multiplier(name, part, options.learning_rate_multipliers)
+            groups.setdefault((multiplier, parameter.dim() > 1), []).append(parameter)
+    return _build(
+        options,
+        [
+            {
+                "params": parameters,
+                "lr": options.learning_rate * multiplier,
+                "weight_decay": options.weight_decay if decays else 0.0,
+                "multiplier": multiplier,
+            }
+            for (multiplier, decays), parameters in groups.items()
+        ],
+        **({"fused": True} if fused and options.optimizer in _KNOWN else {}),
+    )
 
 
-def warmup_cosine(step: int, num_warmup: int, num_steps: int) -> float:
-    """Share of the peak learning rate at a step.
+def check_multipliers(multipliers: Collection[str], parts: Collection[str]) -> None:
+    """Refuse a learning rate multiplier of what the network does not have.
 
-    Example:
-        >>> [round(warmup_cosine(s, 2, 6), 2) for s in range(7)]
-        [0.5, 1.0, 1.0, 0.85, 0.5, 0.15, 0.0]
+    Raises:
+        ValueError: naming the parts.
     """
-    if step < num_warmup:
-        return (step + 1) / num_warmup
-    progress = (step - num_warmup) / max(num_steps - num_warmup, 1)
-    return (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+    known = [*parts, STEM]
+    for name in multipliers:
+        if name not in known:
+            raise ValueError(
+                f"learning_rate_multipliers names {name!r}; the network's parts are "
+                f"{', '.join(known)}"
+            )
+
+
+def _multiplier(name: str, part: str, multipliers: dict[str, float]) -> float:
+    of_stem = multipliers.get(STEM, 1.0) if name.startswith(_STEM_PREFIXES) else 1.0
+    return multipliers.get(part, 1.0) * of_stem
+
+
+def _build(options: OptimizerOptions, groups: list[dict[str, Any]], **arguments: Any) -> Optimizer:
+    make, defaults = _look_up(options.optimizer)
+    arguments = {**defaults, **options.optimizer_arguments, **arguments}
+    try:
+        return make(groups, lr=options.learning_rate, **arguments)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"optimizer {options.optimizer!r} does not take optimizer_arguments "
+            f"{options.optimizer_arguments}: {error}"
+        ) from error
+
+
+def _look_up(
+    optimizer: str | Callable[..., Optimizer],
+) -> tuple[Callable[..., Optimizer], dict[str, Any]]:
+    if not isinstance(optimizer, str):
+        return optimizer, {}
+    if optimizer in _KNOWN:
+        return _KNOWN[optimizer]
+    module, _, name = optimizer.rpartition(".")
+    try:
+        return getattr(import_module(module), name), {}
+    except (ValueError, ImportError, AttributeError):
+        raise ValueError(
+            f"unknown optimizer {optimizer!r}; expected one of {', '.join(_KNOWN)}, or the path of "
+            "a class, for example torch.optim.RAdam"
+        ) from None

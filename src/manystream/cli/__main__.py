@@ -1,0 +1,8 @@
+"""``python -m manystream.cli``, for ``torchrun`` above all."""
+
+import sys
+
+from manystream.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())

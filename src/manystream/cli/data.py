@@ -1,0 +1,98 @@
+"""`manystream data`: look at a data set before training on it."""
+
+from __future__ import annotations
+
+from rich.table import Table
+from rich.text import Text
+
+from manystream.cli.data_options import CheckDataOptions, ShowDataOptions
+from manystream.cli.output import console, fresh_path, say
+from manystream.cli.progress import progress_bar
+from manystream.data.looking import Report, check, contact_sheet
+from manystream.data.opening import identified, open_source
+from manystream.data.source import Source
+from manystream.data.survey import presence_summary
+from manystream.training.strict_json import strict_json
+
+HURTS = 1
+"""Exit status where training would be hurt by what was found."""
+
+_SHOWN = 5
+_DPI = 100
+
+
+def show_data(options: ShowDataOptions) -> None:
+    """Draw and write the contact sheet."""
+    out = fresh_path(options.out)
+    split = options.split or options.data.train_split
+    source = open_source(options.data, split, report=say)
+    title = f"{split}: {len(source.ids)} samples; {_absences(source)}"
+    sheet = contact_sheet(source, per_class=options.per_class, seed=options.seed, title=title)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    sheet.savefig(out, format="png", dpi=_DPI)
+    say(f"{title}\ncontact sheet: {out}")
+
+
+def check_data(options: CheckDataOptions) -> int:
+    """Read everything, print and write what was found."""
+    out = None if options.out is None else fresh_path(options.out)
+    with progress_bar("reading") as progress:
+        report = check(_sources(options), smallest_class=options.smallest_class, progress=progress)
+    _print_splits(report)
+    _print_findings(report)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(strict_json(report.to_dict()) + "\n", encoding="utf-8")
+        say(f"everything that was found: {out}")
+    return HURTS if report.harmful else 0
+
+
+def _sources(options: CheckDataOptions) -> dict[str, Source]:
+    data = identified(options.data, say)
+    sources: dict[str, Source] = {}
+    streams = classes = None
+    for split in options.splits or [data.train_split, data.val_split]:
+        sources[split] = open_source(data, split, streams, classes, say)
+        streams, classes = sources[split].streams, sources[split].classes
+    return sources
+
+
+def _print_splits(report: Report) -> None:
+    names = list(
+        dict.fromkeys(name for split in report.splits.values() for name in split["absent"])
+    )
+    table = Table("split")
+    for column in ("samples", "images", *(f"without {name}" for name in names)):
+        table.add_column(column, justify="right")
+    for name, split in report.splits.items():
+        absent = (str(split["absent"].get(stream, "")) for stream in names)
+        table.add_row(name, str(split["samples"]), str(split["images"]), *absent)
+    console.print(table)
+
+
+def _print_findings(report: Report) -> None:
+    if not report.findings:
+        say("nothing was found")
+        return
+    table = Table("found", "how many", "hurts", show_lines=True)
+    for column in ("where", "what"):
+        table.add_column(column, overflow="fold")
+    for kind, count in report.counts().items():
+        findings = [finding for finding in report.findings if finding.kind == kind]
+        first = findings[:_SHOWN]
+        where = [" = ".join(finding.where[:_SHOWN]) for finding in first]
+        if count > _SHOWN:
+            where.append(f"… and {count - _SHOWN} more")
+        what = [finding.detail for finding in first]
+        hurts = "yes" if findings[0].harmful else "no"
+        table.add_row(
+            kind, str(count), hurts, Text("\n".join(where)), Text("\n".join(dict.fromkeys(what)))
+        )
+    console.print(table)
+
+
+def _absences(source: Source) -> str:
+    lacks = [
+        f"{name} missing in {count}" for name, count in presence_summary(source).items() if count
+    ]
+    return "; ".join(lacks) or "every stream present in all"

@@ -1,0 +1,131 @@
+"""Depth that is truly missing: trained, evaluated by subset, reported, and the same as blanked."""
+
+import numpy as np
+import pytest
+import torch
+
+import manystream as ms
+from manystream.cli import main
+from manystream.data.dataset import StreamDataset
+from manystream.data.loaders import make_loader, training_data
+from manystream.data.opening import open_split
+from manystream.data.options import DataOptions
+from manystream.data.preprocessing import Preprocessing
+from manystream.data.transforms import EvalTransform
+from tests.data.sources import official
+
+CLASSES = ("bedroom", "office")
+
+
+def folder_of(number: int) -> str:
+    return f"xtion/sun3ddata/place_{number // 2}/visit/0000{number:03d}-000000000000"
+
+
+def is_missing(number: int) -> bool:
+    return number % 10 in (1, 4, 8)
+
+
+@pytest.fixture
+def root(tmp_path):
+    """SUN RGB-D of 40 scenes in 20 places; 30% of training and of test have no depth file."""
+    folders = [folder_of(number) for number in range(40)]
+    for number, folder in enumerate(folders):
+        official.write_sun_scene(tmp_path / "SUNRGBD", folder, CLASSES[number // 2 % 2], number % 9)
+        if is_missing(number):
+            depth_file(tmp_path, number).unlink()
+    official.write_sun_split(tmp_path / "SUNRGBD", folders[:30], folders[30:])
+    return tmp_path
+
+
+def depth_file(root, number: int):
+    return root / "SUNRGBD" / folder_of(number) / "depth_bfx/0000103.png"
+
+
+def options_for(root, **changes) -> DataOptions:
+    return DataOptions(root=root, image_size=16, batch_size=6, num_workers=0, **changes)
+
+
+def test_training_evaluates_by_subset_and_reports_the_share(root, tmp_path, capsys):
+    out = tmp_path / "run"
+    words = [f"--data.root={root}", "--data.image-size=16", "--data.batch-size=8"]
+    words += ["--data.num-workers=0", "--data.train-split=trainval"]
+    quick = ["--model.width=0.0625", "--fit.epochs=1", "--fit.accelerator=cpu"]
+    quick += ["--fit.progress=false", f"--out={out}", "--data.val-split=test"]
+    assert main(["train", *words, *quick]) == 0
+    printed = capsys.readouterr().out
+    assert f"found SUN RGB-D at {root}" in printed
+    assert "trainval: 30 samples; depth is missing in 9 (30.0%)" in printed
+    assert "test: 10 samples; depth is missing in 3 (30.0%)" in printed
+    for subset in ("rgb + depth", "rgb", "depth"):
+        assert f"│ {subset} " in printed
+    assert (out / "subsets.json").is_file()
+
+
+def trained(source, preprocessing) -> ms.StreamClassifier:
+    torch.manual_seed(0)
+    channels = {spec.name: spec.channels for spec in source.streams}
+    model = ms.create_model("li_net3", streams=channels, num_classes=19, width=0.0625)
+    loader = make_loader(
+        StreamDataset(source, EvalTransform(preprocessing)), options_for(None), shuffle=True
+    )
+    model.fit(loader, epochs=2, accelerator="cpu", progress=False)
+    return model
+
+
+def test_missing_and_blanked_are_the_same_bits(root):
+    """Files that are there, but taken away before reading, cannot leave a trace."""
+    missing, statistics = open_split(options_for(root), "trainval", report=lambda line: None)
+    gone = [depth_file(root, number) for number in range(30) if is_missing(number)]
+    for path in gone:  # They hold something, so that reading any of them would show.
+        official.write_image(path, np.full(official.SHAPE, 40000, np.uint16))
+    everything, with_files = open_split(options_for(root), "trainval", report=lambda line: None)
+    assert everything.present.all()
+    assert with_files != statistics
+    blanked = everything.without(set(gone))
+    torch.testing.assert_close(blanked.present, missing.present, rtol=0, atol=0)
+
+    preprocessing = Preprocessing(16, missing.streams, statistics)
+    first, second = trained(missing, preprocessing), trained(blanked, preprocessing)
+    for (name, a), b in zip(first.state_dict().items(), second.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+
+    third = trained(everything, preprocessing)
+    assert any(
+        not torch.equal(a, b)
+        for a, b in zip(first.state_dict().values(), third.state_dict().values(), strict=True)
+    )
+
+
+def test_evaluation_of_missing_and_of_blanked_are_the_same_bits(root):
+    source, statistics = open_split(options_for(root), "test", report=lambda line: None)
+    preprocessing = Preprocessing(16, source.streams, statistics)
+    model = ms.create_model("li_net3", streams={"rgb": 3, "depth": 1}, num_classes=19, width=0.0625)
+    model.eval()
+    (batch,) = make_loader(
+        StreamDataset(source, EvalTransform(preprocessing)),
+        DataOptions(batch_size=99, num_workers=0),
+    )
+    gone = torch.tensor([is_missing(number) for number in range(30, 40)])
+    for number in range(30, 40):
+        if is_missing(number):
+            official.write_image(depth_file(root, number), np.full(official.SHAPE, 9, np.uint16))
+    whole, _ = open_split(options_for(root), "test", report=lambda line: None)
+    samples = [StreamDataset(whole, EvalTransform(preprocessing))[i] for i in range(10)]
+    images = {
+        name: torch.stack([s.streams[m] for s in samples])
+        for m, name in enumerate(["rgb", "depth"])
+    }
+    with torch.no_grad():
+        expected = model(batch)
+        blanked = model(images, blanked_mask={1: gone})
+    assert torch.equal(blanked, expected)
+
+
+def test_validation_of_training_data_is_of_other_places(root):
+    lines = []
+    data = training_data(options_for(root), report=lines.append)
+    places = [set(loader.dataset.source.groups) for loader in (data.train, data.val)]
+    assert not places[0] & places[1]
+    assert any("are held out by scene: 0.0%" in line for line in lines)
+    assert data.in_channels == {"rgb": 3, "depth": 1}
+    assert len(data.classes) == 19

@@ -1,0 +1,208 @@
+import os
+
+import pytest
+import torch
+
+from manystream.training import FitOptions
+from manystream.training.feed import Dealt, share_of
+from tests.builders import small_resnet
+from tests.processes import KILLED, in_processes
+from tests.training.together import (
+    any_loader,
+    half_steps,
+    own_loader,
+    state_after,
+    step,
+    train,
+    train_on_any,
+)
+
+MODES = ("fast", "balanced", "lean", "min")
+FAMILIES = ("li_net3", "li_net3_soma", "direct_mixing_conv", "late_fusion")
+PATTERNS = {
+    "mixed": "11 01 10 11 11 11 01 10",
+    "absent in one": "11 01 01 11 01 01 01 01",
+    "one each": "10 10 10 10 01 01 01 01",
+    "absent in both": "01 01 01 01 01 01 01 01",
+    "one row in all": "01 01 01 11 01 01 01 01",
+}
+"""Streams of the eight samples of a batch; the second process has the last four."""
+
+CLOSE = {"rtol": 1e-10, "atol": 1e-13}
+
+
+@pytest.fixture(scope="module")
+def joint_steps():
+    """For each family and pattern, what both processes have after a step with joint norms."""
+    cases = [
+        {"patterns": patterns, "joint": True, "family": family}
+        for family in FAMILIES
+        for patterns in PATTERNS.values()
+    ]
+    first, second = in_processes(half_steps, cases, count=2)
+    names = [(family, name) for family in FAMILIES for name in PATTERNS]
+    return dict(zip(names, zip(first, second, strict=True), strict=True))
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_two_processes_with_joint_norms_are_one_with_the_joined_batch(joint_steps, family, name):
+    network = small_resnet(family=family)
+    step(network, PATTERNS[name])
+    gradients, buffers = state_after(network)
+    for [(own_gradients, own_buffers)] in joint_steps[family, name]:
+        torch.testing.assert_close(own_gradients, gradients, **CLOSE)
+        torch.testing.assert_close(own_buffers, buffers, **CLOSE)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_statistics_stay_where_no_process_has_a_row(joint_steps, family):
+    before = dict(small_resnet(family=family).named_buffers())
+    for [(gradients, after)] in joint_steps[family, "absent in both"]:
+        still = [n for n in after if ".streams.0." in n]
+        assert still
+        assert all(torch.equal(after[n], before[n]) for n in still)
+        moved = [n for n in after if ".streams.1." in n]
+        assert not any(torch.equal(after[n], before[n]) for n in moved)
+        zero = [n for n in gradients if ".streams.0." in n]
+        assert zero
+        assert not any(gradients[n].any() for n in zero)
+
+
+@pytest.fixture(scope="module")
+def separate_steps():
+    """For each pattern, a step in every memory mode; each process has its own statistics."""
+    cases = [
+        {"patterns": patterns, "modes": MODES, "block": block}
+        for patterns in PATTERNS.values()
+        for block in ("basic", "bottleneck")
+    ]
+    first, second = in_processes(half_steps, cases, count=2)
+    names = [(name, block) for name in PATTERNS for block in ("basic", "bottleneck")]
+    return dict(zip(names, zip(first, second, strict=True), strict=True))
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+@pytest.mark.parametrize("block", ["basic", "bottleneck"])
+def test_gradients_are_the_mean_of_both_processes(separate_steps, name, block):
+    halves = []
+    for rows in (slice(0, 4), slice(4, 8)):
+        network = small_resnet(block=block)
+        step(network, PATTERNS[name], rows)
+        halves.append(state_after(network))
+    (first, first_buffers), (second, second_buffers) = halves
+    mean = {n: (first[n] + second[n]) / 2 for n in first}
+    for states, buffers in zip(
+        separate_steps[name, block], (first_buffers, second_buffers), strict=True
+    ):
+        torch.testing.assert_close(states[0][0], mean, **CLOSE)
+        torch.testing.assert_close(states[0][1], buffers, **CLOSE)
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+@pytest.mark.parametrize("block", ["basic", "bottleneck"])
+def test_every_memory_mode_gives_the_same_bits(separate_steps, name, block):
+    for states in separate_steps[name, block]:
+        for mode, state in zip(MODES, states, strict=True):
+            for part, expected in zip(state, states[0], strict=True):
+                different = [n for n in part if not torch.equal(part[n], expected[n])]
+                assert different == [], mode
+
+
+def test_training_in_two_processes_is_training_in_one():
+    exact = {"precision": "64-true"}
+    first, second = in_processes(train, 4, exact, count=2)
+    [(weights, history, _)] = in_processes(train, 8, exact)
+    assert first[1] == second[1]
+    for name, values in history.items():
+        assert first[1][name] == pytest.approx(values, rel=1e-5), name
+    assert history["val_num_samples"] == [13, 13]
+    torch.testing.assert_close(first[0], second[0], rtol=0, atol=0)
+    torch.testing.assert_close(first[0], weights, rtol=1e-7, atol=1e-9)
+
+
+def test_streams_are_dropped_differently_and_again_the_same_in_each_process():
+    dropout = {"modality_dropout": True, "modality_dropout_rate": 0.6}
+    (_, _, first), (_, _, second) = in_processes(train, 4, dropout, count=2)
+    (_, _, again), _ = in_processes(train, 4, dropout, count=2)
+    assert len(first) == len(second) == 6
+    assert not all(map(torch.equal, first, second))
+    assert all(map(torch.equal, first, again))
+    lost = 1 - torch.cat([*first, *second]).float().mean().item()
+    assert 0.1 < lost < 0.5
+
+
+def test_two_killed_processes_end_as_if_they_had_not_been(tmp_path):
+    changes = {"modality_dropout": True, "checkpoint_every_steps": 1}
+    whole = in_processes(train, 4, changes, tmp_path / "whole", count=2)
+    cut = tmp_path / "cut"
+    assert KILLED in in_processes(train, 4, changes, cut, False, 9, count=2, may_fail=True)
+    assert list((cut / "checkpoints").glob("epoch-*"))
+    assert not (tmp_path / "cut/checkpoints/final.safetensors").exists()
+    resumed = in_processes(train, 4, changes, cut, True, count=2)
+    for (weights, history, _), (expected_weights, expected_history, _) in zip(
+        resumed, whole, strict=True
+    ):
+        torch.testing.assert_close(weights, expected_weights, rtol=0, atol=0)
+        assert history == expected_history
+
+
+def test_a_run_of_two_processes_is_not_resumed_by_one(tmp_path):
+    changes = {"checkpoint_every_steps": 1}
+    in_processes(train, 4, changes, tmp_path, False, 9, count=2, may_fail=True)
+    [error] = in_processes(train, 4, changes, tmp_path, True, may_fail=True)
+    assert "the run had 2 processes; resume it with as many, these are 1" in error
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_any_loader_is_shared_out(shuffle):
+    (first, history), (second, other) = in_processes(train_on_any, 4, shuffle, count=2)
+    assert history == other
+    assert history["val_num_samples"] == [26, 26]
+    torch.testing.assert_close(
+        {n: t for n, t in first.items() if "running" not in n},
+        {n: t for n, t in second.items() if "running" not in n},
+        rtol=0,
+        atol=0,
+    )
+
+
+@pytest.mark.parametrize("even", [True, False])
+def test_batches_are_dealt_out_in_turn(even):
+    shares = [Dealt(range(8), rank, 3, even=even) for rank in range(3)]
+    dealt = [list(share) for share in shares]
+    assert list(map(len, shares)) == list(map(len, dealt))
+    left = [[], []] if even else [[6], [7]]
+    assert dealt == [[0, 3, *left[0]], [1, 4, *left[1]], [2, 5]]
+
+
+def test_a_shuffling_loader_is_shared_without_reading_what_is_others():
+    shares = [share_of(any_loader(4, True), rank, 2, seed=3) for rank in range(2)]
+    targets = [torch.cat([batch[2] for batch in share]) for share in shares]
+    assert [len(t) for t in targets] == [13, 13]
+    whole = torch.cat([batch[2] for batch in any_loader(4, False)])
+    assert torch.cat(targets).bincount().tolist() == whole.bincount().tolist()
+
+
+def test_batches_of_a_plain_list_and_of_an_iterator_are_shared():
+    assert list(share_of(list("abcde"), 1, 2)) == ["b", "d"]
+    assert list(share_of(iter("abcde"), 0, 2, even=False)) == ["a", "c", "e"]
+    loader = own_loader(4)
+    assert share_of(loader, 1, 2) is loader
+
+
+def test_torchrun_says_how_many_processes_there_are(monkeypatch):
+    assert FitOptions(devices=2).distribution()["strategy"] == "ddp"
+    alone = FitOptions().distribution()
+    assert (alone["devices"], alone["strategy"]) == (1, "auto")
+    for name, value in {
+        "TORCHELASTIC_RUN_ID": "x",
+        "WORLD_SIZE": "4",
+        "LOCAL_WORLD_SIZE": "2",
+    }.items():
+        monkeypatch.setitem(os.environ, name, value)
+    expected = {"devices": 2, "num_nodes": 2, "strategy": "ddp"}
+    assert FitOptions().distribution() == expected
+    assert FitOptions(devices=2).distribution() == expected
+    with pytest.raises(ValueError, match="devices is 3, but torchrun started 2 processes"):
+        FitOptions(devices=3).distribution()

@@ -1,0 +1,95 @@
+"""What one of several processes does in the tests of training together."""
+
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, TensorDataset
+
+from manystream.data.dataset import StreamDataset
+from manystream.data.loaders import make_loader
+from manystream.data.options import DataOptions
+from manystream.data.transforms import EvalTransform
+from manystream.layers.sync_norm import synchronise_norms
+from manystream.training import FitOptions, fit
+from tests.builders import mask_of, random_images, small_resnet
+from tests.data.builders import DEPTH, RGB, identity
+from tests.training.builders import CPU, array_source, easy_samples, tiny_model
+from tests.training.killing import Moments
+
+
+def step(network, patterns, rows=slice(None)):
+    """Loss and its gradients on some rows of a batch of noise."""
+    mask = mask_of(patterns)
+    images = random_images(mask, size=(33, 41))
+    target = torch.arange(len(mask)) % 5
+    loss = F.cross_entropy(network([x[rows] for x in images], mask[rows]), target[rows])
+    loss.backward()
+
+
+def state_after(network):
+    """Gradients, and buffers after the step."""
+    gradients = {n: p.grad for n, p in network.named_parameters() if p.requires_grad}
+    return gradients, dict(network.named_buffers())
+
+
+def half_step(patterns, joint=False, modes=("fast",), **layout):
+    """A step of this process on its half of a batch, for each memory mode."""
+    if not dist.is_initialized():
+        dist.init_process_group("gloo")
+    half = len(mask_of(patterns)) // 2
+    rows = slice(dist.get_rank() * half, (dist.get_rank() + 1) * half)
+    states = []
+    for mode in modes:
+        network = small_resnet(**layout)
+        network.memory = mode
+        if joint:
+            synchronise_norms(network)
+        step(DistributedDataParallel(network), patterns, rows)
+        states.append(state_after(network))
+    return states
+
+
+def half_steps(cases):
+    """Several of these, one after the other."""
+    return [half_step(**case) for case in cases]
+
+
+def own_loader(batch_size, count=26, shuffle=True):
+    """A loader of ours; in this many samples the last batch is smaller."""
+    dataset = StreamDataset(array_source(count), EvalTransform(identity(RGB, DEPTH, size=32)))
+    options = DataOptions(batch_size=batch_size, num_workers=0)
+    return make_loader(dataset, options, shuffle=shuffle)
+
+
+def any_loader(batch_size, shuffle):
+    return DataLoader(TensorDataset(*easy_samples(26)), batch_size=batch_size, shuffle=shuffle)
+
+
+def train(batch_size, changes, out=None, resume=False, kill_at=None):
+    """Fit on a loader of ours: weights, history, and the streams that training batches had."""
+    options = FitOptions(**{"epochs": 2, "sync_batchnorm": True, **CPU, **changes})
+    model, moments, seen = tiny_model(), Moments(kill_at), []
+    moments.watch(model)
+    model.register_forward_pre_hook(
+        lambda _, inputs: seen.append(inputs[0].presence.mask) if model.training else None
+    )
+    history = fit(
+        model,
+        own_loader(batch_size),
+        own_loader(batch_size, count=13, shuffle=False),
+        options,
+        out_dir=out and Path(out),
+        resume=resume,
+    )
+    return model.state_dict(), dict(history), seen
+
+
+def train_on_any(batch_size, shuffle):
+    """Fit on a loader of torch's: weights and history."""
+    model = tiny_model()
+    options = FitOptions(epochs=2, **CPU)
+    history = fit(model, any_loader(batch_size, shuffle), any_loader(batch_size, False), options)
+    return model.state_dict(), dict(history)
