@@ -1,5 +1,6 @@
 import math
 from collections import Counter
+from itertools import combinations
 
 import pytest
 import torch
@@ -212,3 +213,26 @@ def test_the_global_generator_is_left_alone_and_has_no_say(stratified: bool) -> 
         draws.append(ModalityDropout(2, 0.5, stratified=stratified).draw(present))
         assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(*draws)
+
+
+def draws_of(dropout: ModalityDropout, count: int = 4) -> list[Tensor]:
+    return [dropout.draw(mask_of(" ".join(["11"] * 32))) for _ in range(count)]
+
+
+def test_a_draw_depends_on_seed_rank_epoch_and_batch_alone() -> None:
+    dropout = ModalityDropout(2, 0.5, seed=3)
+    dropout.begin(2)
+    third_epoch = draws_of(dropout)
+    assert not any(torch.equal(a, b) for a, b in combinations(third_epoch, 2))
+    other = ModalityDropout(2, 0.5, seed=3)
+    draws_of(other, 7)
+    other.begin(2, batch=3)
+    assert torch.equal(draws_of(other, 1)[0], third_epoch[3])
+    for name, value in (("rank", 1), ("seed", 4)):
+        other = ModalityDropout(2, 0.5, seed=3)
+        setattr(other, name, value)
+        other.begin(2)
+        assert not any(map(torch.equal, draws_of(other), third_epoch))
+    other = ModalityDropout(2, 0.5, seed=3)
+    other.begin(1)
+    assert not any(map(torch.equal, draws_of(other), third_epoch))

@@ -3,7 +3,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from manystream.data.dataset import SampleKey
-from manystream.data.sampler import StreamBatchSampler, own_sampler, select_before_reading
+from manystream.data.sampler import (
+    StreamBatchSampler,
+    own_sampler,
+    select_before_reading,
+    shared,
+)
 from tests.builders import mask_of
 
 EVERYTHING = torch.ones(10, 2, dtype=torch.bool)
@@ -95,4 +100,40 @@ def test_only_our_own_sampler_is_known():
     assert own_sampler(DataLoader(range(10), batch_size=2)) is None
     assert own_sampler([1, 2]) is None
     with select_before_reading([1, 2], torch.zeros_like):
+        pass
+
+
+def test_an_epoch_is_entered_in_its_middle_once():
+    sampler = StreamBatchSampler(EVERYTHING, 4, shuffle=True)
+    whole = order(sampler)
+    sampler.start = 1
+    assert order(sampler) == whole[4:]
+    assert order(sampler) == whole
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize(("count", "drop_last"), [(10, False), (10, True), (13, True), (3, True)])
+def test_processes_share_every_step_of_one_with_larger_batches(world_size, count, drop_last):
+    def batches(size, rank, of):
+        sampler = StreamBatchSampler(
+            torch.ones(count, 2, dtype=torch.bool), size, shuffle=True, drop_last=drop_last
+        )
+        loader = DataLoader(range(count), batch_sampler=sampler)
+        with shared(loader, rank, of):
+            found = [{key.index for key in batch} for batch in sampler]
+            assert len(found) == len(sampler)
+        assert (sampler.rank, sampler.world_size) == (0, 1)
+        return found
+
+    shares = [batches(2, rank, world_size) for rank in range(world_size)]
+    joined = batches(2 * world_size, 0, 1)
+    assert [set.union(*parts) for parts in zip(*shares, strict=True)] == joined
+    assert [sum(map(len, parts)) for parts in zip(*shares, strict=True)] == list(map(len, joined))
+
+
+def test_fewer_samples_than_processes():
+    loader = DataLoader(range(2), batch_sampler=StreamBatchSampler(EVERYTHING[:2], 4))
+    with pytest.raises(ValueError, match="2 samples for 3 processes"), shared(loader, 0, 3):
+        pass
+    with shared([1, 2], 1, 3):  # any other loader is left as it is
         pass

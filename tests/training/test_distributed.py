@@ -55,6 +55,18 @@ def test_two_processes_with_joint_norms_are_one_with_the_joined_batch(joint_step
         torch.testing.assert_close(own_buffers, buffers, **CLOSE)
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_with_joint_norms_are_one_with_the_joined_batch():
+    cases = [{"patterns": p, "joint": True, "on_gpus": True} for p in PATTERNS.values()]
+    for states in in_processes(half_steps, cases, count=2):
+        for patterns, [(own_gradients, own_buffers)] in zip(PATTERNS.values(), states, strict=True):
+            network = small_resnet()
+            step(network, patterns)
+            gradients, buffers = state_after(network)
+            torch.testing.assert_close(own_gradients, gradients, rtol=1e-8, atol=1e-11)
+            torch.testing.assert_close(own_buffers, buffers, rtol=1e-8, atol=1e-11)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_statistics_stay_where_no_process_has_a_row(joint_steps, family):
     before = dict(small_resnet(family=family).named_buffers())

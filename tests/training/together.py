@@ -20,34 +20,37 @@ from tests.training.builders import CPU, array_source, easy_samples, tiny_model
 from tests.training.killing import Moments
 
 
-def step(network, patterns, rows=slice(None)):
+def step(network, patterns, rows=slice(None), device="cpu"):
     """Loss and its gradients on some rows of a batch of noise."""
     mask = mask_of(patterns)
-    images = random_images(mask, size=(33, 41))
-    target = torch.arange(len(mask)) % 5
+    images = [x.to(device) for x in random_images(mask, size=(33, 41))]
+    target = torch.arange(len(mask), device=device) % 5
     loss = F.cross_entropy(network([x[rows] for x in images], mask[rows]), target[rows])
     loss.backward()
 
 
 def state_after(network):
     """Gradients, and buffers after the step."""
-    gradients = {n: p.grad for n, p in network.named_parameters() if p.requires_grad}
-    return gradients, dict(network.named_buffers())
+    gradients = {n: p.grad.cpu() for n, p in network.named_parameters() if p.requires_grad}
+    return gradients, {name: buffer.cpu() for name, buffer in network.named_buffers()}
 
 
-def half_step(patterns, joint=False, modes=("fast",), **layout):
+def half_step(patterns, joint=False, modes=("fast",), on_gpus=False, **layout):
     """A step of this process on its half of a batch, for each memory mode."""
     if not dist.is_initialized():
-        dist.init_process_group("gloo")
+        dist.init_process_group("nccl" if on_gpus else "gloo")
+    device = torch.device("cuda", dist.get_rank()) if on_gpus else torch.device("cpu")
+    if on_gpus:
+        torch.cuda.set_device(device)
     half = len(mask_of(patterns)) // 2
     rows = slice(dist.get_rank() * half, (dist.get_rank() + 1) * half)
     states = []
     for mode in modes:
-        network = small_resnet(**layout)
+        network = small_resnet(**layout).to(device)
         network.memory = mode
         if joint:
             synchronise_norms(network)
-        step(DistributedDataParallel(network), patterns, rows)
+        step(DistributedDataParallel(network), patterns, rows, device)
         states.append(state_after(network))
     return states
 

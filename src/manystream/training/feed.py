@@ -17,6 +17,7 @@ from torch.utils.data import (
 
 from manystream.data.sampler import own_sampler
 from manystream.training.random_state import random_state, set_random_state
+from manystream.training.trainer import Batches
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,11 @@ class _Position:
     random_now: dict[str, Any]
 
 
-class Feed:
-    """A loader as a plain iterable, of which Lightning makes no more than that.
+class Feed(Batches):
+    """Batches of which an epoch can be entered in its middle.
 
-    Lightning would take a list of batches for a list of loaders, and rebuild samplers. An epoch
-    can be entered in its middle: a loader of ours leaves out what was done already; any other
-    reads it again, so that its own random numbers are what they were.
+    A loader of ours leaves out what was done already; any other reads it again, so that its own
+    random numbers are what they were.
 
     Args:
         loader: batches.
@@ -41,7 +41,7 @@ class Feed:
     """
 
     def __init__(self, loader: Iterable[Any]) -> None:
-        self.loader = loader
+        super().__init__(loader)
         self.random_before = random_state()
         self._position: _Position | None = None
 
@@ -49,9 +49,6 @@ class Feed:
     def batch_sampler(self) -> Any:
         """The loader's own, if it has one."""
         return getattr(self.loader, "batch_sampler", None)
-
-    def __len__(self) -> int:
-        return len(self.loader)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Any]:
         position, self._position = self._position, None

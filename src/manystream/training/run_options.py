@@ -25,7 +25,8 @@ class RunOptions:
     strategy: str = "auto"
     """How several processes train together, by Lightning's names; auto is ddp."""
     sync_batchnorm: bool = False
-    """Whether batch norms count the present rows of all processes together."""
+    """Whether batch norms count the present rows of all processes together. Memory modes then keep
+    what these norms give."""
     checkpoint_every_steps: int | None = None
     """Optimizer steps between states within an epoch; null saves one before each epoch."""
 

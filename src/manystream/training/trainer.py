@@ -41,7 +41,7 @@ class Batches:
 
 @contextmanager
 def trainer_session(*, progress: bool, **arguments: Any) -> Iterator[pl.Trainer]:
-    """Provide a Trainer on one device that writes and prints only what it is asked to.
+    """Provide a Trainer, on one device unless told, that writes and prints only what is asked.
 
     Args:
         progress: whether to show a progress bar.
