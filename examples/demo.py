@@ -13,7 +13,7 @@ from manystream.cli.output import print_subsets
 from manystream.data.loaders import training_data
 from manystream.data.options import DataOptions
 from manystream.training import FitOptions, evaluate_subsets
-from manystream.training.report import Run, write_report
+from manystream.training.reports.report import Run, write_report
 
 OUT = Path("demo")
 DATA = DataOptions(image_size=64, num_scenes=3000, augment=False)

@@ -8,10 +8,10 @@ from safetensors.torch import load_file
 
 from manystream.cli.nearest import option_names
 from manystream.cli.options import TrainOptions
-from manystream.training import checkpoint_file
-from manystream.training.run_folder import RunFolder
+from manystream.training.checkpoints import checkpoint_file
+from manystream.training.checkpoints.run_folder import RunFolder
 from tests.cli.test_main import SCENES, status, train
-from tests.training.test_history import strict
+from tests.training.reports.test_history import strict
 
 
 def fail_on_save(monkeypatch, error, number=2):

@@ -11,9 +11,10 @@ from manystream.data.dataset import StreamDataset
 from manystream.data.loaders import make_loader
 from manystream.data.options import DataOptions
 from manystream.data.transforms import EvalTransform, TrainTransform
-from manystream.training import FitOptions, checkpoint_file, fit
-from manystream.training.history import History
-from manystream.training.run_folder import RunFolder
+from manystream.training import FitOptions, fit
+from manystream.training.checkpoints import checkpoint_file
+from manystream.training.checkpoints.run_folder import RunFolder
+from manystream.training.reports.history import History
 from tests.data.builders import DEPTH, RGB, identity
 from tests.training.builders import CPU, array_source, easy_samples, tiny_model, tuple_batches
 

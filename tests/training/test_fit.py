@@ -11,13 +11,13 @@ from manystream.data.options import DataOptions
 from manystream.data.transforms import EvalTransform
 from manystream.dropout import scheduled_probability
 from manystream.training import FitOptions
-from manystream.training.checkpoint_file import read_checkpoint
+from manystream.training.checkpoints.checkpoint_file import read_checkpoint
 from manystream.training.fit import check_fit
-from manystream.training.schedule import warmup_cosine
+from manystream.training.recipe.schedule import warmup_cosine
 from tests.builders import mask_of
 from tests.data.builders import DEPTH, RGB, ArraySource, identity, noise
 from tests.training.builders import CPU, dict_batches, easy_samples, tiny_model, tuple_batches
-from tests.training.test_history import strict
+from tests.training.reports.test_history import strict
 
 QUANTITIES = ("loss", "accuracy", "mean_class_accuracy")
 OF_TRAINING = {f"train_{q}" for q in QUANTITIES} | {"dropout_probability", "learning_rate"}

@@ -17,7 +17,7 @@ from manystream.data.options import DataOptions
 from manystream.streams import StreamBatch
 from manystream.training import evaluate_subsets
 from manystream.training.cost import measure_step
-from manystream.training.report import Run, write_report
+from manystream.training.reports.report import Run, write_report
 
 
 def compare(options: CompareOptions) -> None:

@@ -18,7 +18,7 @@ from manystream.cli.output import (
     say,
 )
 from manystream.training import History
-from manystream.training.report import Run, write_report
+from manystream.training.reports.report import Run, write_report
 
 
 def evaluate(options: EvaluateOptions) -> None:

@@ -8,8 +8,8 @@ from manystream.classifier import load_model
 from manystream.cli.options import InspectOptions
 from manystream.cli.output import console, evaluation_loader, fresh_path, say
 from manystream.models import contributions, mixing_weights
-from manystream.training.plots import plot_layers
-from manystream.training.strict_json import strict_json
+from manystream.training.reports.plots import plot_layers
+from manystream.training.reports.strict_json import strict_json
 
 
 def inspect(options: InspectOptions) -> None:

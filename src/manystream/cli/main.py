@@ -40,7 +40,7 @@ from manystream.cli.output import complain
 from manystream.cli.predict import predict
 from manystream.cli.prepare import prepare
 from manystream.cli.train import train
-from manystream.training.out_of_memory import StepOutOfMemory
+from manystream.training.memory.out_of_memory import StepOutOfMemory
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], int | None]]] = {
     "train": (TrainOptions, train),

@@ -19,7 +19,7 @@ from manystream.data.options import DataOptions
 from manystream.data.preprocessing import Preprocessing
 from manystream.data.transforms import EvalTransform
 from manystream.streams import StreamBatch
-from manystream.training.robustness import Curve
+from manystream.training.evaluation.robustness import Curve
 
 console = Console()
 

@@ -27,7 +27,7 @@ from manystream.training.callbacks import check_against_network
 from manystream.training.distributed import first_to_start
 from manystream.training.fit import check_fit
 from manystream.training.loss_guard import NonFiniteLossError
-from manystream.training.report import Run, write_report
+from manystream.training.reports.report import Run, write_report
 
 MODEL_FILE = "model.safetensors"
 

@@ -1,15 +1,15 @@
 """Training, evaluation and prediction through Lightning; only what is ours is here."""
 
-from manystream.training.batch_size import find_batch_size
-from manystream.training.conditions import ConditionOptions, evaluate_conditions
-from manystream.training.evaluate import evaluate, evaluate_subsets
+from manystream.training.evaluation.conditions import ConditionOptions, evaluate_conditions
+from manystream.training.evaluation.evaluate import evaluate, evaluate_subsets
+from manystream.training.evaluation.per_class import ClassTable, evaluate_classes
+from manystream.training.evaluation.robustness import Robustness
 from manystream.training.fit import fit
-from manystream.training.history import History
+from manystream.training.memory.batch_size import find_batch_size
+from manystream.training.memory.out_of_memory import StepOutOfMemory
 from manystream.training.options import FitOptions
-from manystream.training.out_of_memory import StepOutOfMemory
-from manystream.training.per_class import ClassTable, evaluate_classes
 from manystream.training.predict import predict
-from manystream.training.robustness import Robustness
+from manystream.training.reports.history import History
 
 __all__ = [
     "ClassTable",

@@ -10,15 +10,15 @@ from manystream.models.balance import BalancePenalty
 from manystream.training.aids.freezing import StreamFreezing
 from manystream.training.aids.gradient_norms import GradientNorms
 from manystream.training.aids.subset_accuracy import SubsetAccuracy
-from manystream.training.averaging import WeightAverage
-from manystream.training.best import RestoreBest
-from manystream.training.history import HistoryRecorder
-from manystream.training.loggers import check_loggers
-from manystream.training.loss import check_class_weights
 from manystream.training.loss_guard import LossGuard
-from manystream.training.optimizer import check_multipliers
 from manystream.training.options import FitOptions
-from manystream.training.parts import part_names, stream_modules
+from manystream.training.recipe.averaging import WeightAverage
+from manystream.training.recipe.best import RestoreBest
+from manystream.training.recipe.loss import check_class_weights
+from manystream.training.recipe.optimizer import check_multipliers
+from manystream.training.recipe.parts import part_names, stream_modules
+from manystream.training.reports.history import HistoryRecorder
+from manystream.training.reports.loggers import check_loggers
 
 
 def make_callbacks(

@@ -16,7 +16,7 @@ from torch.utils.data import (
 )
 
 from manystream.data.sampler import own_sampler
-from manystream.training.random_state import random_state, set_random_state
+from manystream.training.checkpoints.random_state import random_state, set_random_state
 from manystream.training.trainer import Batches
 
 

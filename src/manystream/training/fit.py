@@ -12,23 +12,23 @@ import lightning.pytorch as pl
 from manystream.data.sampler import select_before_reading, shared
 from manystream.models import StreamNetwork
 from manystream.training.callbacks import check_against_network, make_callbacks
-from manystream.training.checkpoint_file import VerifiedCheckpointIO
+from manystream.training.checkpoints.checkpoint_file import VerifiedCheckpointIO
+from manystream.training.checkpoints.resume import check_same_network, finish
+from manystream.training.checkpoints.run_folder import RunFolder
+from manystream.training.checkpoints.state_saver import StateSaver
 from manystream.training.distributed import JointBatchNorm, first_to_start
 from manystream.training.feed import Feed, share_of
-from manystream.training.history import History, HistoryRecorder
-from manystream.training.loggers import make_loggers
-from manystream.training.loss import make_loss
+from manystream.training.memory.out_of_memory import StepWatch, explain_out_of_memory
 from manystream.training.module import ClassifierModule
 from manystream.training.options import FitOptions
-from manystream.training.out_of_memory import StepWatch, explain_out_of_memory
-from manystream.training.precision import (
+from manystream.training.recipe.loss import make_loss
+from manystream.training.recipe.precision import (
     kept_arithmetic,
     lightning_precision,
     precision_plugins,
 )
-from manystream.training.resume import check_same_network, finish
-from manystream.training.run_folder import RunFolder
-from manystream.training.state_saver import StateSaver
+from manystream.training.reports.history import History, HistoryRecorder
+from manystream.training.reports.loggers import make_loggers
 from manystream.training.trainer import trainer_session
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from manystream.streams import StreamBatch
-from manystream.training.state_saver import StateSaver
+from manystream.training.checkpoints.state_saver import StateSaver
 
 _IDS_SHOWN = 64
 

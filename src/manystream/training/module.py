@@ -17,11 +17,11 @@ from manystream.models import StreamNetwork
 from manystream.models.balance import BalancePenalty
 from manystream.streams import StreamBatch
 from manystream.training.batches import read_batch
-from manystream.training.loss import ClassificationLoss
-from manystream.training.metrics import MeanClassAccuracy
-from manystream.training.optimizer import make_optimizer
+from manystream.training.evaluation.metrics import MeanClassAccuracy
 from manystream.training.options import FitOptions
-from manystream.training.schedule import make_schedules
+from manystream.training.recipe.loss import ClassificationLoss
+from manystream.training.recipe.optimizer import make_optimizer
+from manystream.training.recipe.schedule import make_schedules
 from manystream.training.stepping import Step, make_step
 
 

@@ -7,14 +7,14 @@ from typing import Any, Literal
 
 from manystream.dropout import ModalityDropout
 from manystream.training.aids.options import AidOptions
-from manystream.training.best import BestOptions
-from manystream.training.dropout_options import ModalityDropoutOptions
-from manystream.training.loss import LossOptions
-from manystream.training.optimizer import OptimizerOptions
-from manystream.training.precision import Precision
-from manystream.training.ranges import check_above_zero, check_at_least
-from manystream.training.run_options import RunOptions
-from manystream.training.schedule import ScheduleOptions
+from manystream.training.recipe.best import BestOptions
+from manystream.training.recipe.dropout_options import ModalityDropoutOptions
+from manystream.training.recipe.loss import LossOptions
+from manystream.training.recipe.optimizer import OptimizerOptions
+from manystream.training.recipe.precision import Precision
+from manystream.training.recipe.ranges import check_above_zero, check_at_least
+from manystream.training.recipe.run_options import RunOptions
+from manystream.training.recipe.schedule import ScheduleOptions
 
 
 @dataclass

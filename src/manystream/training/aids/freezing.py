@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from manystream.training.aids.subset_accuracy import logged_as
-from manystream.training.parts import network_of, stream_modules
+from manystream.training.recipe.parts import network_of, stream_modules
 
 _logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from manystream.models import StreamNetwork
-from manystream.training.parts import named_parts, network_of
+from manystream.training.recipe.parts import named_parts, network_of
 
 
 def gradient_norms(network: StreamNetwork) -> dict[str, Tensor]:

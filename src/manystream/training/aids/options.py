@@ -3,7 +3,7 @@
 # Annotations are not postponed: the command line reads these fields from another module.
 from dataclasses import dataclass
 
-from manystream.training.ranges import check_at_least
+from manystream.training.recipe.ranges import check_at_least
 
 
 @dataclass

@@ -10,8 +10,8 @@ import lightning.pytorch as pl
 import torch
 
 from manystream.streams import StreamBatch
-from manystream.training.metrics import MeanClassAccuracy, mean_class_accuracy
-from manystream.training.parts import network_of
+from manystream.training.evaluation.metrics import MeanClassAccuracy, mean_class_accuracy
+from manystream.training.recipe.parts import network_of
 
 Subset = tuple[str, ...]
 

@@ -1,0 +1,142 @@
+"""The folder of a run: one process writes into it, and it knows its newest whole checkpoint."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from manystream.training.checkpoints.checkpoint_file import (
+    DamagedCheckpointError,
+    partial_of,
+    read_checkpoint,
+)
+
+if sys.platform != "win32":
+    import fcntl
+
+_KEPT = 2
+_SUFFIX = ".safetensors"
+
+
+class RunFolder:
+    """Where a run's checkpoints are.
+
+    ``checkpoints`` in it holds the newest two states of the run, the ``best`` one so far, and in
+    the end the ``final`` one.
+
+    Args:
+        path: the run's folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.best = self.checkpoints / f"best{_SUFFIX}"
+        self.final = self.checkpoints / f"final{_SUFFIX}"
+
+    @property
+    def has_run(self) -> bool:
+        """Whether something was trained into it."""
+        return (self.path / "history.json").exists() or any(self.checkpoints.glob(f"*{_SUFFIX}"))
+
+    @property
+    def log_name(self) -> str:
+        """Name of a folder for logs that is not there yet: a resumed run has its own."""
+        names = ["logs", *(f"logs-{n}" for n in range(2, 1000))]
+        return next(name for name in names if not (self.path / name).exists())
+
+    @contextmanager
+    def held(self, *, resume: bool, first: bool = True) -> Iterator[None]:
+        """Keep every other run out for a while.
+
+        Args:
+            resume: whether what is in the folder is to be continued.
+            first: whether this is the first of the run's processes; the others hold nothing.
+
+        Raises:
+            ValueError: if another process trains into the folder, a run is in it that is not to be
+                continued, or it cannot be written into.
+        """
+        if not first:
+            yield
+            return
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            lock = (self.checkpoints / ".lock").open("a")
+        except OSError as error:
+            raise ValueError(
+                f"cannot write into {self.path}: {error.strerror}; name a folder that can be "
+                "written into"
+            ) from error
+        with lock:
+            _lock(lock.fileno(), self.path)
+            if self.has_run and not resume:
+                raise ValueError(
+                    f"{self.path} holds a run already; resume it, or name another folder: nothing "
+                    "is overwritten"
+                )
+            for partial in self.checkpoints.glob(partial_of(Path("*")).name):
+                partial.unlink()  # of a process that was killed while it wrote
+            yield
+
+    def newest(self) -> tuple[Path, dict[str, Any]] | None:
+        """Path and content of the newest state that is whole; None where there is no state.
+
+        Raises:
+            ValueError: if there are states, but none is whole.
+        """
+        states = [self.final] if self.final.exists() else []
+        states += reversed(self._states())
+        for path in states:
+            try:
+                return path, read_checkpoint(path)
+            except DamagedCheckpointError as error:
+                warnings.warn(f"{error}; falling back to the one before", stacklevel=2)
+        if states:
+            raise ValueError(
+                f"no checkpoint in {self.checkpoints} is whole; start again in another folder"
+            )
+        return None
+
+    def state_path(self, epoch: int, batch: int) -> Path:
+        """Where the state before a batch of an epoch belongs."""
+        return self.checkpoints / f"epoch-{epoch:05d}-batch-{batch:08d}{_SUFFIX}"
+
+    def keep(self, state: Path) -> None:
+        """Remove every state but the two that end with this one."""
+        states = self._states()
+        end = states.index(state) + 1
+        for other in {*states} - {*states[max(end - _KEPT, 0) : end]}:
+            other.unlink()
+
+    def keep_as_best(self, state: Path) -> None:
+        """Give a state the name of the best one as well."""
+        partial = partial_of(self.best)
+        partial.unlink(missing_ok=True)
+        try:
+            os.link(state, partial)
+        except OSError:  # a file system without links
+            shutil.copyfile(state, partial)
+        partial.replace(self.best)
+
+    def _states(self) -> list[Path]:
+        return sorted(self.checkpoints.glob(f"epoch-*{_SUFFIX}"))
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    """Lock a file for as long as this process lives and keeps it open."""
+    if sys.platform == "win32":
+        return
+    try:
+        # Unlike flock, not inherited by loader processes, which may outlive a killed run.
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise ValueError(
+            f"another process is training into {folder}; wait for it, or name another folder"
+        ) from error

@@ -1,0 +1,167 @@
+"""When the state of a run is saved, and what of it Lightning does not save by itself."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch.distributed as dist
+from lightning.pytorch.callbacks import Checkpoint
+
+from manystream.training.checkpoints.random_state import random_state
+from manystream.training.checkpoints.run_folder import RunFolder
+from manystream.training.evaluation.epoch_metrics import epoch_metrics_state, set_epoch_metrics
+from manystream.training.feed import Feed
+
+
+class StateSaver(Checkpoint):
+    """Saves the state before every epoch, and if asked every so many batches within it.
+
+    Before an epoch, all that belongs to the last one is done: validation, schedules, loggers. The
+    random states and running metrics of every process are part of it, so that a run that is
+    resumed does bit for bit what it would have done.
+
+    Args:
+        folder: where states are kept.
+        feed: the training batches.
+        monitor: logged quantity that tells the best state.
+        mode: whether the least or the most of it is best; the first of equals is.
+        every_n_steps: optimizer steps between states within an epoch; None saves only between
+            epochs.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        feed: Feed,
+        monitor: str,
+        mode: Literal["min", "max"],
+        *,
+        every_n_steps: int | None = None,
+    ) -> None:
+        self.folder = folder
+        self.feed = feed
+        self.monitor = monitor
+        self.sign = 1 if mode == "max" else -1
+        self.every_n_steps = every_n_steps
+        self.best_value: float | None = None
+        self._is_best = False
+        self._trainer: pl.Trainer | None = None
+        self._metrics: dict[str, Any] | None = None
+        self._just_resumed = False
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._trainer = trainer
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Bring back what the epoch had logged."""
+        if self._metrics is not None:
+            set_epoch_metrics(trainer, pl_module, self._metrics)
+            self._metrics = None
+        if self._is_best and trainer.is_global_zero:  # killed before the state got its second name
+            self.folder.keep_as_best(self.folder.state_path(trainer.current_epoch, 0))
+        self._is_best = False
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save the state between two epochs."""
+        if trainer.current_epoch > 0 and not self._just_resumed:
+            _begin_counting(trainer)
+            self._save(trainer, 0)
+        self._just_resumed = False
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Save the state within an epoch."""
+        # Lightning takes no step of a plateau schedule after an epoch that it thinks is restarting.
+        trainer.fit_loop._restarting = False
+        self._just_resumed = False
+        every, done = self.every_n_steps, batch_idx + 1
+        if every is None or trainer.is_last_batch or done % trainer.accumulate_grad_batches:
+            return
+        if trainer.global_step % every == 0:
+            self._save(trainer, done)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """See whether the epoch was the best so far."""
+        if self.monitor not in trainer.callback_metrics:
+            return
+        value = self.sign * trainer.callback_metrics[self.monitor].item()
+        if value > (-math.inf if self.best_value is None else self.best_value):
+            self.best_value, self._is_best = value, True
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the last epoch if it was the best; no next epoch will."""
+        if self._is_best:
+            self._is_best = False
+            trainer.save_checkpoint(self.folder.best)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Best value, and the state of every process; called in all of them."""
+        return {
+            "best_value": self.best_value,
+            "is_best": self._is_best,
+            "processes": _gathered(self._own_state()),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take this process's state.
+
+        Raises:
+            ValueError: if the run had another number of processes.
+        """
+        assert self._trainer is not None
+        if len(state["processes"]) != self._trainer.world_size:
+            raise ValueError(
+                f"the run had {len(state['processes'])} processes; resume it with as many, these "
+                f"are {self._trainer.world_size}"
+            )
+        own = state["processes"][self._trainer.global_rank]
+        self.best_value, self._is_best = state["best_value"], state["is_best"]
+        self.feed.enter(own["batch"], own["random_before"], own["random_now"])
+        self._metrics = own["metrics"]
+        self._just_resumed = True
+
+    def _save(self, trainer: pl.Trainer, batch: int) -> None:
+        path = self.folder.state_path(trainer.current_epoch, batch)
+        trainer.save_checkpoint(path)
+        if trainer.is_global_zero:
+            if self._is_best:
+                self.folder.keep_as_best(path)
+            self.folder.keep(path)
+        self._is_best = False
+
+    def _own_state(self) -> dict[str, Any]:
+        trainer, now = self._trainer, random_state()
+        assert trainer is not None
+        batch = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        return {
+            "batch": batch,
+            "random_before": self.feed.random_before if batch else now,
+            "random_now": now,
+            "metrics": epoch_metrics_state(trainer, trainer.lightning_module) if batch else None,
+        }
+
+
+def _begin_counting(trainer: pl.Trainer) -> None:
+    """Set the counters of the epoch to 0, as Lightning is about to; a saved state has them so."""
+    loop = trainer.fit_loop.epoch_loop
+    loop.batch_progress.reset_on_run()
+    loop.scheduler_progress.reset_on_run()
+    loop.automatic_optimization.optim_progress.reset_on_run()
+    loop.val_loop.batch_progress.total.reset()
+
+
+def _gathered(state: dict[str, Any]) -> list[dict[str, Any]]:
+    """The states of all processes, by rank."""
+    if not dist.is_initialized():
+        return [state]
+    states: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(states, state)
+    return states

@@ -1,0 +1,1 @@
+"""How well a network holds: by class, by subset of the streams, and with disturbed sensors."""

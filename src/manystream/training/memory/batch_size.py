@@ -1,0 +1,162 @@
+"""The largest batch whose training steps fit into memory, found by running them."""
+
+from __future__ import annotations
+
+import copy
+import gc
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from manystream.models import StreamNetwork
+from manystream.streams import StreamBatch
+from manystream.training.batches import read_batch
+from manystream.training.memory.needs import Step, noise_batch
+from manystream.training.memory.out_of_memory import StepWatch, explain_out_of_memory
+from manystream.training.module import ClassifierModule
+from manystream.training.options import FitOptions
+from manystream.training.recipe.loss import make_loss
+from manystream.training.recipe.precision import kept_arithmetic, lightning_precision
+from manystream.training.trainer import Batches, trainer_session
+
+_SAFE_SHARE = 0.9
+"""Of the largest batch that fits, since fragments and data loaders take more as a run goes on."""
+
+_STEPS = 2
+"""The first step makes the optimizer's state, the second has it and the activations."""
+
+_PRECISION_SHARE = 16
+"""The search ends once it knows the largest batch to one part in so many; safety takes more."""
+
+
+def find_batch_size(
+    network: StreamNetwork,
+    loader: Iterable[Any],
+    options: FitOptions | None = None,
+    *,
+    largest: int | None = None,
+) -> int:
+    """Find the largest batch size whose training steps fit, with a margin.
+
+    Powers of two are tried until one does not fit, then halves of what is left between. Each try
+    runs training steps of a copy of the network as :func:`fit` would run them: memory mode,
+    precision, optimizer and loss. Every sample has every stream, the most that a step can meet
+    under modality dropout. The random state is put back.
+
+    Args:
+        network: the network; it stays as it is.
+        loader: training batches, of which one is read, for its height and width.
+        options: how it is to be trained.
+        largest: no more than this; by default the number of samples of the loader's data set.
+
+    Returns:
+        Nine tenths of the largest size that fits, or ``largest`` if that fits.
+
+    Raises:
+        ValueError: if the run would have several devices, the loader is empty, or nothing says
+            what is the largest to try.
+        StepOutOfMemory: if not even one sample fits.
+    """
+    options = options or FitOptions()
+    distribution = options.distribution()
+    if distribution["devices"] * distribution["num_nodes"] > 1:
+        raise ValueError("a batch size is found for one device; set devices to 1, or name a size")
+    if largest is None:
+        largest = _num_samples(loader)
+    image_size = _image_size(network, loader)
+    loss = make_loss(options, network.num_classes, loader)
+
+    watch = StepWatch()
+
+    def steps(batch_size: int) -> None:
+        module = ClassifierModule(copy.deepcopy(network), options, loss=copy.deepcopy(loss))
+        _run_steps(module, noise_batch(network, Step(batch_size, image_size)), watch)
+
+    with torch.random.fork_rng():
+        found = largest_that_fits(lambda batch_size: _fits(steps, batch_size), largest)
+        if found == 0:
+            explain_out_of_memory(lambda: steps(1), network, watch, options.precision)
+    return found if found == largest else max(int(found * _SAFE_SHARE), 1)
+
+
+def largest_that_fits(fits: Callable[[int], bool], largest: int) -> int:
+    """Search by powers of two, then by halves, to one part in sixteen.
+
+    Args:
+        fits: whether a size fits; if one does not, no larger one does.
+        largest: largest size to try.
+
+    Returns:
+        A size that fits; 0 if 1 does not.
+
+    Example:
+        >>> largest_that_fits(lambda size: size <= 10, 64)
+        10
+    """
+    good, bad = 0, largest + 1
+    while good < largest and bad > largest:
+        size = min(max(2 * good, 1), largest)
+        if fits(size):
+            good = size
+        else:
+            bad = size
+    while bad - good > max(good // _PRECISION_SHARE, 1):
+        middle = (good + bad) // 2
+        if fits(middle):
+            good = middle
+        else:
+            bad = middle
+    return good
+
+
+def _fits(steps: Callable[[int], None], batch_size: int) -> bool:
+    try:
+        steps(batch_size)
+    except torch.OutOfMemoryError:
+        fits = False
+    else:
+        fits = True
+    _free()
+    return fits
+
+
+def _run_steps(module: ClassifierModule, batch: StreamBatch, watch: StepWatch) -> None:
+    options = module.options
+    session = trainer_session(
+        progress=False,
+        max_steps=_STEPS,
+        accelerator=options.accelerator,
+        precision=lightning_precision(options.precision),
+        gradient_clip_val=options.gradient_clip,
+        deterministic=options.deterministic or None,
+        callbacks=[watch],
+    )
+    with kept_arithmetic(options.precision), session as trainer:
+        trainer.fit(module, Batches([batch] * _STEPS))
+
+
+def _free() -> None:
+    """Give the memory of a try back, of which cycles among trainer and module hold some."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _num_samples(loader: Iterable[Any]) -> int:
+    dataset = getattr(loader, "dataset", None)
+    if dataset is None or not hasattr(dataset, "__len__"):
+        raise ValueError(
+            "the loader does not say how many samples it has; name the largest batch size to try, "
+            "for example largest=1024"
+        )
+    return len(dataset)
+
+
+def _image_size(network: StreamNetwork, loader: Iterable[Any]) -> tuple[int, int]:
+    batch = next(iter(loader), None)
+    if batch is None:
+        raise ValueError("the loader has no batch; expected at least one")
+    compact = read_batch(batch, network.in_channels, network.num_classes)
+    height, width = compact.streams[0].shape[2:]
+    return height, width

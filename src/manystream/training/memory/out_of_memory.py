@@ -1,0 +1,103 @@
+"""A training step that does not fit becomes an error that says why, and what to try."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import lightning.pytorch as pl
+import torch
+
+from manystream.models import StreamNetwork
+from manystream.streams import StreamBatch
+from manystream.training.memory.advice import Advice, advise
+from manystream.training.memory.needs import Step, measure_needs
+from manystream.training.recipe.precision import Precision
+
+_T = TypeVar("_T")
+
+
+class StepOutOfMemory(torch.OutOfMemoryError):
+    """A training step did not fit into memory.
+
+    Attributes:
+        advice: what it keeps, and what would fit.
+    """
+
+    def __init__(self, advice: Advice) -> None:
+        lines = [str(advice)]
+        changes = advice.changes()
+        if changes:
+            lines.append(f"try: {', '.join(_in_python(n, v) for n, v in changes.items())}")
+        super().__init__("\n".join(lines))
+        self.advice = advice
+
+
+class StepWatch(pl.Callback):
+    """Remembers the form of the batch that a step was begun with, and none of its tensors.
+
+    Attributes:
+        batch_size: samples of the latest batch; 0 before the first.
+        image_size: their height and width in pixels.
+    """
+
+    def __init__(self) -> None:
+        self.batch_size = 0
+        self.image_size = (0, 0)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Take the batch's form down."""
+        if isinstance(batch, StreamBatch):
+            height, width = batch.streams[0].shape[2:]
+            self.batch_size, self.image_size = len(batch), (height, width)
+
+
+def explain_out_of_memory(
+    run: Callable[[], _T], network: StreamNetwork, watch: StepWatch, precision: Precision
+) -> _T:
+    """Call what trains a network; where its steps run out of memory, find out what would fit.
+
+    Args:
+        run: trains the network.
+        network: the network.
+        watch: a callback of that training.
+        precision: arithmetic of that training.
+
+    Raises:
+        StepOutOfMemory: if a training step ran out of memory.
+    """
+    try:
+        return run()
+    except torch.OutOfMemoryError:
+        if watch.batch_size == 0:  # The weights alone do not fit.
+            raise
+    # Outside of the handler nothing holds the step's tensors any more.
+    network.to("cpu")
+    step = Step(watch.batch_size, watch.image_size, _AUTOCAST.get(precision))
+    needs = measure_needs(network, step)
+    memory = getattr(network, "memory", None)
+    raise StepOutOfMemory(advise(needs, step, memory, _available_bytes()))
+
+
+_AUTOCAST: dict[Precision, torch.dtype] = {
+    "bf16-mixed": torch.bfloat16,
+    "16-mixed": torch.bfloat16,  # as large
+}
+
+
+def _available_bytes() -> int | None:
+    """Device memory that this process may have; None without a GPU."""
+    gc.collect()
+    if not torch.cuda.is_available() or not torch.cuda.is_initialized():
+        return None
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info()
+    allowed = int(total * torch.cuda.get_per_process_memory_fraction())
+    return min(free + torch.cuda.memory_reserved(), allowed)
+
+
+def _in_python(name: str, value: Any) -> str:
+    return f'model.memory = "{value}"' if name == "memory" else f"a loader with {name}={value}"

@@ -1,0 +1,1 @@
+"""How a network is trained: optimizer, schedule, loss, precision, which weights are kept."""

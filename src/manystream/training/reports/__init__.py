@@ -1,0 +1,1 @@
+"""What a run writes for people: history, logs, plots and the HTML page."""

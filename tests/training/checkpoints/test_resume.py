@@ -1,0 +1,44 @@
+import random
+
+import pytest
+import torch
+
+from manystream.training.checkpoints.checkpoint_file import read_checkpoint
+from manystream.training.checkpoints.nest import take_apart
+from tests.processes import KILLED, in_processes
+from tests.training.killing import OPTIONS, run
+
+KINDS = ("step", "write", "between epochs", "write", "step")
+"""What the run is doing at each of five random moments, in each of two runs."""
+
+
+@pytest.fixture(scope="module", params=OPTIONS)
+def unbroken(request, tmp_path_factory):
+    """A run that is not killed: its kind, its folder, and the moments it passed."""
+    folder = tmp_path_factory.mktemp(request.param)
+    [moments] = in_processes(run, request.param, folder, False, None)
+    return request.param, folder, moments
+
+
+def contents(folder):
+    """All that a finished run leaves, but for what only counts how often Lightning started."""
+    content = read_checkpoint(folder / "checkpoints/final.safetensors")
+    del content["loops"]
+    tree, tensors = take_apart(content)
+    return tree, tensors, (folder / "history.json").read_text()
+
+
+@pytest.mark.parametrize("number", range(len(KINDS)))
+def test_a_killed_run_ends_as_if_it_had_not_been(unbroken, number, tmp_path):
+    kind, folder, moments = unbroken
+    candidates = [i for i, moment in enumerate(moments) if moment == KINDS[number]]
+    kill_at = random.Random(f"{kind} {number}").choice(candidates)
+    assert in_processes(run, kind, tmp_path, False, kill_at) == [KILLED]
+    assert not (tmp_path / "checkpoints/final.safetensors").exists()
+    in_processes(run, kind, tmp_path, True, None)
+    tree, tensors, history = contents(tmp_path)
+    expected_tree, expected_tensors, expected_history = contents(folder)
+    assert tensors.keys() == expected_tensors.keys()
+    assert [n for n in tensors if not torch.equal(tensors[n], expected_tensors[n])] == []
+    assert tree == expected_tree
+    assert history == expected_history

@@ -1,0 +1,126 @@
+import re
+
+import pytest
+import torch
+
+from manystream.memory import measure
+from manystream.training.memory.advice import advise
+from manystream.training.memory.needs import (
+    Need,
+    Step,
+    StepNeeds,
+    measure_needs,
+    noise_batch,
+)
+from manystream.training.memory.out_of_memory import StepOutOfMemory
+from tests.training.builders import CPU, tiny_model, tuple_batches
+
+MIB = 2**20
+
+
+def needs_of(**per_sample: float) -> StepNeeds:
+    """What steps take, in MiB a sample by mode; weights and optimizer take 10 MiB."""
+    peak = {mode: Need(0, size * MIB) for mode, size in per_sample.items()}
+    return StepNeeds(peak, {"raw output": Need(0, MIB)}, {"conv1": Need(0, MIB)}, 10 * MIB)
+
+
+def step(batch_size: int) -> Step:
+    return Step(batch_size, (32, 32))
+
+
+def out_of_memory_above(model, batch_size, modes=("fast", "balanced", "lean", "min")):
+    """Have a model's larger steps fail as they would on a full GPU."""
+
+    def fail(module, inputs):
+        if len(inputs[0]) > batch_size and module.memory in modes:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    return model.register_forward_pre_hook(fail)
+
+
+@pytest.mark.parametrize(("mode", "dtype"), [("balanced", None), ("lean", torch.bfloat16)])
+def test_needs_at_a_size_are_those_that_are_measured_there(mode, dtype):
+    model = tiny_model(memory=mode)
+    needs = measure_needs(model, Step(16, (32, 32), dtype))
+    report = measure(model, noise_batch(model, step(16)), dtype)
+    assert next(iter(needs.peak)) == mode
+    assert needs.peak[mode].at(16) == pytest.approx(report.peak_allocated_bytes, rel=0.02)
+    for told, found in (
+        (needs.kept_by_kind, report.kept_by_kind),
+        (needs.kept_by_layer, report.kept_by_layer),
+    ):
+        assert {name: need.at(16) for name, need in told.items()} == pytest.approx(found, rel=0.02)
+
+
+def test_a_leaner_mode_is_the_first_advice():
+    needs = needs_of(fast=4, balanced=3, lean=2, min=1)
+    advice = advise(needs, step(64), "fast", available_bytes=10 * MIB + 200 * MIB)
+    assert advice.changes() == {"memory": "lean"}
+    best, other = advice.settings
+    assert best.need_bytes == 138 * MIB
+    assert (other.memory, other.batch_size) == ("fast", 32)
+
+
+def test_the_leanest_mode_takes_the_largest_batch_where_none_takes_it_whole():
+    needs = needs_of(fast=4, balanced=3, lean=2, min=1)
+    advice = advise(needs, step(64), "fast", available_bytes=10 * MIB + 60 * MIB)
+    assert advice.changes() == {"memory": "min", "batch_size": 32}
+    assert [(s.memory, s.batch_size) for s in advice.settings] == [("min", 32), ("fast", 8)]
+
+
+def test_no_advice_takes_more_than_what_failed():
+    needs = needs_of(fast=4, balanced=3.9, lean=3.8, min=3)
+    advice = advise(needs, step(64), "fast", available_bytes=None)
+    assert advice.changes() == {"memory": "min"}
+    assert advise(needs, step(64), "fast", 10**12) == advice
+
+
+def test_a_network_without_modes_can_only_take_fewer_samples():
+    advice = advise(needs_of(min=4), step(48), None, available_bytes=10 * MIB + 100 * MIB)
+    assert advice.changes() == {"batch_size": 16}
+    assert "mode" not in str(advice)
+
+
+def test_where_nothing_fits_it_says_so():
+    advice = advise(needs_of(lean=4, min=3), step(2), "lean", available_bytes=11 * MIB)
+    assert advice.changes() == {}
+    assert "no memory mode and batch size would fit" in str(advice)
+
+
+def test_training_that_runs_out_of_memory_says_what_kept_it_and_what_fits():
+    model, batches = tiny_model(), tuple_batches(24)
+    out_of_memory_above(model, 7, modes=["fast"])
+    with pytest.raises(StepOutOfMemory) as caught:
+        model.fit(batches, epochs=1, **CPU)
+    message = str(caught.value)
+    assert "a training step of 8 samples of 32x32 pixels in memory mode fast" in message
+    assert re.search(r"raw output \d+ MiB", message)
+    assert "conv1" in message or "bn1" in message
+    changes = caught.value.advice.changes()
+    assert f'try: model.memory = "{changes["memory"]}"' in message
+    model.memory = changes["memory"]
+    assert model.fit(batches, epochs=1, **CPU).num_epochs == 1
+    assert caught.value.__context__ is None  # which would hold the step's tensors
+
+
+def test_what_it_advises_is_less_than_what_failed():
+    model = tiny_model()
+    out_of_memory_above(model, 4)
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        model.fit(tuple_batches(16, 16), epochs=1, **CPU)
+    failed, *_ = caught.value.advice.needs.peak.values()
+    for setting in caught.value.advice.settings:
+        tried = tiny_model(memory=setting.memory)
+        peak = measure(tried, noise_batch(tried, step(setting.batch_size))).peak_allocated_bytes
+        assert peak < failed.at(16)
+
+
+def test_a_step_that_fails_otherwise_is_left_alone():
+    model = tiny_model()
+
+    def fail(module, inputs):
+        raise RuntimeError("something else")
+
+    model.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="something else"):
+        model.fit(tuple_batches(8), epochs=1, **CPU)
