@@ -11,6 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from manystream.functional import linear_integrate
+from manystream.functional.integrate import integrate_through
+from manystream.functional.mixing import LinearMix
 from manystream.presence import Presence
 from tests.builders import mask_of, presences
 
@@ -215,3 +217,18 @@ def test_forward_allocates_its_output_and_nothing_else(integrated: bool, bias: b
     with AllocatedBytes() as allocated:
         out = linear_integrate(raw, weights, rows, 4, z, kernel, b)
     assert allocated.total == out.numel() * out.element_size()
+
+
+def test_what_is_handed_on_brings_its_gradient_back() -> None:
+    rows = [slice(0, 3), slice(1, 4)]
+    raw, weights, z, kernel, _ = operands(rows)
+    assert z is not None
+    assert kernel is not None
+    out, handed_on = integrate_through(LinearMix(), raw, weights, rows, 4, (z, kernel))
+    loss = out.square().sum() + sum((3 * x).square().sum() for x in handed_on)
+    came = torch.autograd.grad(loss, [*raw, *weights])
+    out = linear_integrate(raw, weights, rows, 4, z, kernel)
+    loss = out.square().sum() + sum((3 * x).square().sum() for x in raw)
+    due = torch.autograd.grad(loss, [*raw, *weights])
+    for ours, theirs in zip(came, due, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
