@@ -82,6 +82,12 @@ def test_a_contact_sheet_is_drawn(root, capsys):
     assert status("data", "show", "--data.root", root / "files", "--out", out) == 2
 
 
+def test_a_contact_sheet_is_a_png(root, capsys):
+    words = ("data", "show", "--data.root", root / "files", "--out", root / "sheet")
+    assert status(*words) == 2
+    assert "ends in .png" in capsys.readouterr().err
+
+
 def test_a_clean_set_is_found_clean(root, capsys):
     words = ("data", "check", "--data.root", root / "files", "--smallest-class=3")
     assert status(*words) == 0

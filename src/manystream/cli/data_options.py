@@ -49,7 +49,7 @@ class ShowDataOptions:
     """Draw a contact sheet: some samples of every class, their streams side by side.
 
     Raises:
-        ValueError: if a number is out of its range.
+        ValueError: if a number is out of its range, or the file is to be no PNG.
     """
 
     out: Path = Path("contact-sheet.png")
@@ -68,6 +68,8 @@ class ShowDataOptions:
             raise ValueError(f"--per_class is {self.per_class}; expected at least 1")
         if self.seed < 0:
             raise ValueError(f"--seed is {self.seed}; expected 0 or more")
+        if self.out.suffix.lower() != ".png":
+            raise ValueError(f"--out is {self.out}; expected a file name that ends in .png")
 
 
 @dataclass
