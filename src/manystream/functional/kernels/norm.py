@@ -21,6 +21,7 @@ from manystream.functional.kernels.tiles import (
     as_images,
     as_matrix,
     is_last_program,
+    place_of,
     store_partials,
     tickets,
 )
@@ -43,11 +44,9 @@ def _apply_kernel(
     RESIDUAL: tl.constexpr,
     RELU: tl.constexpr,
 ):
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     in_columns = column < columns
-    mask = (row < rows)[:, None] & in_columns[None, :]
-    where = row.to(tl.int64)[:, None] * columns + column[None, :]
+    where, mask = place_of(tl.program_id(0), column, in_columns, rows, columns, ROWS)
     average, scale, shift = coefficients(mean, var, weight, bias, eps, column, in_columns)
     value = tl.load(x + where, mask=mask, other=0.0).to(tl.float32)
     value = normed(value, average, scale, shift)
@@ -89,9 +88,7 @@ def _reduce_kernel(
     first = tl.zeros((ROWS, COLUMNS), tl.float32)
     second = tl.zeros((ROWS, COLUMNS), tl.float32)
     for tile in tl.range(program * tiles_each, (program + 1) * tiles_each, num_stages=STAGES):
-        row = tile * ROWS + tl.arange(0, ROWS)
-        mask = (row < rows)[:, None] & in_columns[None, :]
-        where = row.to(tl.int64)[:, None] * columns + column[None, :]
+        where, mask = place_of(tile, column, in_columns, rows, columns, ROWS)
         upstream = tl.load(grad + where, mask=mask, other=0.0)
         value = tl.load(x + where, mask=mask, other=0.0).to(tl.float32)
         if FROM_Y:
@@ -140,11 +137,9 @@ def _gradient_kernel(
     RELU: tl.constexpr,
     TRAINING: tl.constexpr,
 ):
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     in_columns = column < columns
-    mask = (row < rows)[:, None] & in_columns[None, :]
-    where = row.to(tl.int64)[:, None] * columns + column[None, :]
+    where, mask = place_of(tl.program_id(0), column, in_columns, rows, columns, ROWS)
     upstream = tl.load(grad + where, mask=mask, other=0.0)
     value = tl.load(x + where, mask=mask, other=0.0).to(tl.float32)
     if RELU:

@@ -14,6 +14,7 @@ from manystream.functional.kernels.tiles import (
     Tiles,
     as_matrix,
     is_last_program,
+    place_of,
     store_partials,
     sum_partials,
     tickets,
@@ -46,9 +47,7 @@ def _statistics_kernel(
     first = tl.zeros((ROWS, COLUMNS), tl.float32)
     second = tl.zeros((ROWS, COLUMNS), tl.float32)
     for tile in tl.range(program * tiles_each, (program + 1) * tiles_each, num_stages=STAGES):
-        row = tile * ROWS + tl.arange(0, ROWS)
-        mask = (row < rows)[:, None] & in_columns[None, :]
-        where = row.to(tl.int64)[:, None] * columns + column[None, :]
+        where, mask = place_of(tile, column, in_columns, rows, columns, ROWS)
         value = tl.load(x + where, mask=mask, other=0.0).to(tl.float32)
         value = tl.where(mask, value - shift[None, :], 0.0)
         first += value

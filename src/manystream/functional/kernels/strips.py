@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 import triton
 
-from manystream.functional.kernels.tiles import share
+from manystream.functional.kernels.tiles import block_columns, share
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Strip:
     def of(shape: torch.Size, numel: int) -> Strip:
         """Strips of about ``numel`` values of a map of (B, C, H, W)."""
         batch, columns, height, width = shape
-        block_columns = min(triton.next_power_of_2(columns), 64)
-        block = min(triton.next_power_of_2(width), numel // block_columns)
-        return Strip(batch * height, width, columns, block, block_columns)
+        across = block_columns(columns)
+        block = min(triton.next_power_of_2(width), numel // across)
+        return Strip(batch * height, width, columns, block, across)
 
     @property
     def across(self) -> int:

@@ -51,8 +51,8 @@ class Tiles:
     @staticmethod
     def of(rows: int, columns: int) -> Tiles:
         """Tiles of a matrix."""
-        block_columns = min(triton.next_power_of_2(columns), _WIDEST)
-        return Tiles(rows, columns, _TILE // block_columns, block_columns)
+        width = block_columns(columns)
+        return Tiles(rows, columns, _TILE // width, width)
 
     @property
     def down(self) -> int:
@@ -69,6 +69,11 @@ class Tiles:
         return share(self.down, self.across)
 
 
+def block_columns(columns: int) -> int:
+    """Columns of a tile or strip of a map with so many channels."""
+    return int(min(triton.next_power_of_2(columns), _WIDEST))
+
+
 def share(down: int, across: int) -> tuple[int, int]:
     """Share ``down`` pieces of work, each ``across`` times, among programs.
 
@@ -77,6 +82,14 @@ def share(down: int, across: int) -> tuple[int, int]:
     """
     each = -(-down * across // _PROGRAMS)
     return -(-down // each), each
+
+
+@triton.jit
+def place_of(tile, column, in_columns, rows, columns, ROWS: tl.constexpr):
+    """Where the values of one tile among those below each other lie, and which of them exist."""
+    row = tile * ROWS + tl.arange(0, ROWS)
+    mask = (row < rows)[:, None] & in_columns[None, :]
+    return row.to(tl.int64)[:, None] * columns + column[None, :], mask
 
 
 @triton.jit
