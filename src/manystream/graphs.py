@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import warnings
 import weakref
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
 from manystream.functional.kernels.choice import launches_are_free
+from manystream.functional.lanes import Lanes, usable
 from manystream.streams import StreamBatch
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -108,20 +112,30 @@ class GraphedStep:
         self._seen.add(key)
         here = torch.cuda.current_stream()
         shared.stream.wait_stream(here)
-        with torch.cuda.stream(shared.stream), launches_are_free():
+        with torch.cuda.stream(shared.stream), launches_are_free(), usable(shared.lanes):
             result = self._eager(batch)
         here.wait_stream(shared.stream)
         return result
 
     def _capture(self, batch: StreamBatch, key: Hashable, shared: _Shared) -> bool:
-        try:
-            self._graphs[key] = _Graph(self.network, self.loss, batch, shared)
-        except RuntimeError as error:
-            self.max_graphs = 0
-            reason = str(error).splitlines()[0]
-            warnings.warn(f"no CUDA graph, the step runs eagerly: {reason}", stacklevel=4)
-            return False
-        return True
+        """Whether the shape could be captured; where not, all memory of captures is given back."""
+        reason = None
+        with torch.cuda.stream(torch.cuda.current_stream()):  # a broken capture does not return
+            try:
+                self._graphs[key] = _Graph(self.network, self.loss, batch, shared)
+            except RuntimeError as error:
+                # Ending a broken capture may fail in turn; what it broke on is said.
+                reason = str(error.__context__ or error).splitlines()[0]
+        if reason is None:
+            return True
+        # The error is gone, and with it the capture's tensors; the pool goes with its last graph.
+        self.max_graphs = 0
+        self._graphs.clear()
+        shared.grads.clear()
+        gc.collect()
+        torch.cuda.empty_cache()
+        warnings.warn(f"no CUDA graph, the step runs eagerly: {reason}", stacklevel=4)
+        return False
 
 
 class _Shared:
@@ -131,6 +145,7 @@ class _Shared:
         self.state = state
         self.pool = torch.cuda.graph_pool_handle()
         self.stream = torch.cuda.Stream()
+        self.lanes = Lanes() if _memory_of_lanes_is_reused() else None
         self.names = [n for n, p in network.named_parameters() if p.requires_grad]
         self.parameters = [p for p in network.parameters() if p.requires_grad]
         self.grads = [torch.zeros_like(p) for p in self.parameters]
@@ -182,7 +197,8 @@ class _Graph:
         with launches_are_free(), self._capturing(self._forward):
             leaves = _leaves(shared.parameters, batch.streams[0].device.type)
             named = dict(zip(shared.names, leaves, strict=True))
-            logits = functional_call(network, named, (self._batch,))
+            with usable(shared.lanes):
+                logits = functional_call(network, named, (self._batch,))
             assert self._batch.target is not None
             value = loss(logits, self._batch.target)
         with self._capturing(self._backward):
@@ -237,6 +253,22 @@ class _Replayed(torch.autograd.Function):
         ctx.pending.done = True
         ctx.graph.replay_backward(grad)
         return None, None, None
+
+
+@cache
+def _memory_of_lanes_is_reused() -> bool:
+    """Ask the allocator to hand out again, in a capture, what several CUDA streams have read.
+
+    Otherwise all of that would stay until the capture ends. Settings begin anew each time they are
+    given, so what the environment says is said again.
+    """
+    said = os.environ.get("PYTORCH_ALLOC_CONF") or os.environ.get("PYTORCH_CUDA_ALLOC_CONF")
+    settings = [said, "graph_capture_record_stream_reuse:True"]
+    try:
+        torch._C._accelerator_setAllocatorSettings(",".join(filter(None, settings)))
+    except (AttributeError, RuntimeError, ValueError):
+        return False
+    return True
 
 
 def _key(batch: StreamBatch) -> Hashable:

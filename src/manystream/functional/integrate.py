@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from manystream.functional import remat
 from manystream.functional.conv import compute_dtype
-from manystream.functional.mixing import AddStreams, LinearMix, Mix, ScalarMix
+from manystream.functional.mixing import Integrate, LinearMix, Mix, ScalarMix, Start, integrated
 
 
 def linear_integrate(
@@ -134,30 +132,6 @@ def scaled_kernel(weight: Tensor, scalar: Tensor | None) -> Tensor:
     return scaled
 
 
-@dataclass(frozen=True)
-class _Previous:
-    """The integrated input's share of the output, which the streams are then added to."""
-
-    bias: Tensor | None
-    stride: int
-    num_samples: int
-    channels: int
-
-    def __call__(self, raw: Tensor, integrated: Tensor | None = None, *weight: Tensor) -> Tensor:
-        if integrated is None:
-            return self._start(raw)
-        out = F.conv2d(integrated, weight[0], self.bias, self.stride)
-        return out.contiguous(memory_format=torch.channels_last)
-
-    def _start(self, raw: Tensor) -> Tensor:
-        """Without an integrated input, the output starts from the bias, or from zero."""
-        shape = (self.num_samples, self.channels, *raw.shape[2:])
-        out = torch.empty(
-            shape, dtype=raw.dtype, device=raw.device, memory_format=torch.channels_last
-        )
-        return out.zero_() if self.bias is None else out.copy_(self.bias.view(-1, 1, 1))
-
-
 def integrate_through(
     mix: Mix,
     raw: Sequence[Tensor],
@@ -192,30 +166,30 @@ def integrate_through(
         The integrated output, shape (B, C', H, W), and the raw outputs.
     """
     dtype = compute_dtype(raw[0])
-    bias = None if bias is None else bias.to(dtype)
     raw = [x.to(dtype) for x in raw]
-    previous = _Previous(bias, stride, num_samples, mix.out_channels(raw[0], parameters[0]))
-    cast_z = tuple(remat.cast(t, dtype) for t in z)
-    with torch.autocast(raw[0].device.type, enabled=False):
-        start = previous(raw[0], *cast_z)
-        mix = mix.for_map(start, rows)
-        cast_parameters = [remat.cast(t, dtype) for t in parameters]
-        out, *handed_on = AddStreams.apply(start, mix, tuple(rows), *raw, *cast_parameters)
+    start = Start(num_samples, mix.out_channels(raw[0], parameters[0]), stride)
+    mix = mix.for_maps(raw, rows)
+    out, *handed_on = Integrate.apply(
+        start, mix, tuple(rows), bias, *(z or (None, None)), *raw, *parameters
+    )
     if rebuild:
-        again = partial(_again, mix, previous, tuple(rows))
+        again = partial(_again, start, mix, tuple(rows), bias)
         remat.register(out, again, *raw, *parameters, *z)
     return out, tuple(handed_on)
 
 
 def _again(
+    start: Start,
     mix: Mix,
-    previous: _Previous,
     rows: tuple[slice | Tensor, ...],
+    bias: Tensor | None,
     *sources: Tensor,
 ) -> Tensor:
     """Integrate once more; the sources are raw outputs, parameters, and what z holds."""
     num_streams = len(rows)
-    raw, rest = sources[:num_streams], [t.to(sources[0].dtype) for t in sources[num_streams:]]
-    out = previous(raw[0], *rest[num_streams:])
-    mix.add_all(out, rows, raw, rest[:num_streams])
-    return out
+    raw, parameters, z = (
+        sources[:num_streams],
+        sources[num_streams : 2 * num_streams],
+        sources[2 * num_streams :],
+    )
+    return integrated(start, mix, rows, raw, parameters, bias, *z)

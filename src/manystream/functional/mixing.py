@@ -1,9 +1,10 @@
-"""The streams' share of an integration, added in place: one autograd operation, two rules."""
+"""Integration as one autograd operation: where it starts from, and the rule that adds streams."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,59 @@ from manystream.functional.kernels import choice
 
 Place = slice | Tensor
 """Where a stream's rows stand in the batch."""
+
+
+@dataclass(eq=False)
+class Start:
+    """The integrated input's share ``W_z * z + b_z``, which the streams are then added to.
+
+    Attributes:
+        num_samples: batch size B.
+        channels: channels C' of the integrated output.
+        stride: stride of W_z.
+    """
+
+    num_samples: int
+    channels: int
+    stride: int
+
+    def __call__(
+        self, raw: Tensor, bias: Tensor | None, z: Tensor | None, weight: Tensor | None
+    ) -> Tensor:
+        """A new channels-last map in the dtype and of the sides of a raw output."""
+        size = (self.num_samples, self.channels, *raw.shape[2:])
+        bias = None if bias is None else bias.to(raw.dtype)
+        if z is None or weight is None:
+            out = torch.empty(
+                size, dtype=raw.dtype, device=raw.device, memory_format=torch.channels_last
+            )
+            return out.zero_() if bias is None else out.copy_(bias.view(-1, 1, 1))
+        matrix, kernel = self._read(z, raw.dtype), weight.to(raw.dtype).flatten(1).t()
+        out = torch.mm(matrix, kernel) if bias is None else torch.addmm(bias, matrix, kernel)
+        return _as_images(out, size)
+
+    def gradients(
+        self, grad: Tensor, z: Tensor, weight: Tensor, needed: tuple[bool, bool]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Gradients of z and W_z, as far as they are needed."""
+        matrix, grad_z, grad_weight = _as_matrix(grad), None, None
+        if needed[1]:
+            grad_weight = torch.mm(matrix.t(), self._read(z, grad.dtype)).view_as(weight)
+        if needed[0]:
+            shape = (*grad.shape[:1], z.shape[1], *grad.shape[2:])
+            grad_z = _as_images(torch.mm(matrix, weight.to(grad.dtype).flatten(1)), shape)
+            if self.stride > 1:
+                seen = grad_z
+                grad_z = torch.zeros_like(z, dtype=grad.dtype, memory_format=torch.channels_last)
+                self._seen(grad_z).copy_(seen)
+        return grad_z, grad_weight
+
+    def _read(self, z: Tensor, dtype: torch.dtype) -> Tensor:
+        return _as_matrix(self._seen(z).to(dtype))
+
+    def _seen(self, z: Tensor) -> Tensor:
+        """The pixels that a 1×1 kernel of this stride meets."""
+        return z if self.stride == 1 else z[:, :, :: self.stride, :: self.stride]
 
 
 class Mix(ABC):
@@ -39,8 +93,8 @@ class Mix(ABC):
     def parameter_gradient(self, placed: Tensor, raw: Tensor, parameter: Tensor) -> Tensor:
         """From the gradient of the rows, shape of ``raw``, to that of the parameter."""
 
-    def for_map(self, out: Tensor, places: Sequence[Place]) -> Mix:
-        """The same rule by the kernels that serve best where such a map is added to."""
+    def for_maps(self, raw: Sequence[Tensor], places: Sequence[Place]) -> Mix:
+        """The same rule by the kernels that serve best for such raw outputs."""
         return self
 
     def add_all(
@@ -81,18 +135,20 @@ class LinearMix(Mix):
         if isinstance(place, slice):
             out[place].permute(0, 2, 3, 1).view(-1, out.shape[1]).addmm_(matrix, kernel)
         else:
-            out.index_add_(0, place, _as_images(matrix @ kernel, like=raw))
+            shape = (len(raw), *out.shape[1:])
+            out.index_add_(0, place, _as_images(torch.mm(matrix, kernel), shape))
 
     def raw_gradient(self, placed: Tensor, weight: Tensor, other: Tensor | None) -> Tensor:
         matrix, kernel = _as_matrix(placed), weight.flatten(1)
         if other is not None and other.is_contiguous(memory_format=torch.channels_last):
             _as_matrix(other).addmm_(matrix, kernel)
             return other
-        grad = _as_images(matrix @ kernel, like=placed)
+        shape = (len(placed), kernel.shape[1], *placed.shape[2:])
+        grad = _as_images(torch.mm(matrix, kernel), shape)
         return grad if other is None else grad.add_(other)
 
     def parameter_gradient(self, placed: Tensor, raw: Tensor, weight: Tensor) -> Tensor:
-        return (_as_matrix(placed).t() @ _as_matrix(raw)).view_as(weight)
+        return torch.mm(_as_matrix(placed).t(), _as_matrix(raw)).view_as(weight)
 
 
 class ScalarMix(Mix):
@@ -114,9 +170,9 @@ class ScalarMix(Mix):
         # A dot product of the flat maps: their product is never held.
         return torch.dot(_as_matrix(placed).flatten(), _as_matrix(raw).flatten()).view_as(scalar)
 
-    def for_map(self, out: Tensor, places: Sequence[Place]) -> Mix:
+    def for_maps(self, raw: Sequence[Tensor], places: Sequence[Place]) -> Mix:
         runs = all(isinstance(place, slice) for place in places)
-        return FusedScalarMix() if runs and choice.fused(out) else self
+        return FusedScalarMix() if runs and any(map(choice.fused, raw)) else self
 
 
 class FusedScalarMix(ScalarMix):
@@ -152,39 +208,69 @@ class FusedScalarMix(ScalarMix):
         return grad_raw, grad_scalar
 
 
-class AddStreams(torch.autograd.Function):
-    """``mix.add_all`` with gradients; takes out, mix, rows, raw outputs and parameters.
+def integrated(
+    start: Start,
+    mix: Mix,
+    rows: Sequence[Place],
+    raw: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    bias: Tensor | None,
+    z: Tensor | None = None,
+    weight: Tensor | None = None,
+) -> Tensor:
+    """The integrated map, shape (B, C', H, W), in the dtype of the raw outputs."""
+    out = start(raw[0], bias, z, weight)
+    mix.add_all(out, rows, raw, [p.to(out.dtype) for p in parameters])
+    return out
+
+
+class Integrate(torch.autograd.Function):
+    """:func:`integrated` with gradients; takes what it takes, the tensors last and flat.
 
     Gives out, and the raw outputs again: the gradients that these have from elsewhere come here.
+    Parameters are kept as they are, and cast anew in the backward pass.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, out: Tensor, mix: Mix, rows: tuple[slice | Tensor, ...], *tensors: Tensor
+        ctx: Any,
+        start: Start,
+        mix: Mix,
+        rows: tuple[Place, ...],
+        bias: Tensor | None,
+        z: Tensor | None,
+        weight: Tensor | None,
+        *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
-        ctx.mix, ctx.rows = mix, rows
-        ctx.save_for_backward(*tensors)
-        ctx.mark_dirty(out)
+        ctx.start, ctx.mix, ctx.rows = start, mix, rows
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        ctx.save_for_backward(z, weight, *tensors)
         ctx.set_materialize_grads(False)
         raw, parameters = tensors[: len(rows)], tensors[len(rows) :]
-        mix.add_all(out, rows, raw, parameters)
-        return out, *raw
+        return integrated(start, mix, rows, raw, parameters, bias, z, weight), *raw
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor | None, *others: Tensor | None) -> tuple[Any, ...]:
         num_streams = len(ctx.rows)
         if grad is None:  # nobody reads the integrated output
-            return (None, None, None, *others, *[None] * num_streams)
-        needed = ctx.needs_input_grad[3:]
+            return (*[None] * 6, *others, *[None] * num_streams)
+        z, weight, *tensors = ctx.saved_tensors
+        needs_bias, *needs_z = ctx.needs_input_grad[3:6]
+        grad_bias = grad.sum((0, 2, 3)).to(ctx.bias_dtype) if needs_bias else None
+        needed = ctx.needs_input_grad[6:]
         grads: list[Tensor | None] = [*others, *[None] * num_streams]
         for m, place in enumerate(ctx.rows):
-            raw, parameter = ctx.saved_tensors[m], ctx.saved_tensors[num_streams + m]
-            placed = grad[place]
-            wanted = needed[m], needed[num_streams + m]
-            own = ctx.mix.gradients(placed, raw, parameter, others[m], wanted)
-            grads[m], grads[num_streams + m] = own
-        return (grad, None, None, *grads)
+            raw, parameter = tensors[m], tensors[num_streams + m]
+            grads[m], grads[num_streams + m] = ctx.mix.gradients(
+                grad[place],
+                raw,
+                parameter.to(grad.dtype),
+                others[m],
+                (needed[m], needed[num_streams + m]),
+            )
+        of_z = (None, None) if z is None else ctx.start.gradients(grad, z, weight, needs_z)
+        return (None, None, None, grad_bias, *of_z, *grads)
 
 
 def _as_matrix(images: Tensor) -> Tensor:
@@ -192,7 +278,7 @@ def _as_matrix(images: Tensor) -> Tensor:
     return images.permute(0, 2, 3, 1).flatten(0, 2)
 
 
-def _as_images(matrix: Tensor, like: Tensor) -> Tensor:
-    """(B·H·W, C) as (B, C, H, W), a channels-last view; B, H and W are those of ``like``."""
-    shape = (like.shape[0], *like.shape[2:], matrix.shape[1])
-    return matrix.view(shape).permute(0, 3, 1, 2)
+def _as_images(matrix: Tensor, shape: Sequence[int]) -> Tensor:
+    """(B·H·W, C) as (B, C, H, W), a channels-last view."""
+    batch, channels, height, width = shape
+    return matrix.view(batch, height, width, channels).permute(0, 3, 1, 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -90,11 +91,13 @@ def batch_norm_act(
         Shape (B, C, H, W), or the pooled one; dtype of x.
 
     Raises:
-        RuntimeError: if differentiated twice.
+        RuntimeError: if differentiated twice, unless the norm was left to torch.
 
     Source:
         Ioffe and Szegedy, "Batch Normalization", 2015.
     """
+    if training and after.pool is None and not rebuild and choice.leave_to_torch(x):
+        return _batch_norm_act_by_torch(x, running, weight, bias, residual, after, momentum, eps)
     pools_sum = after.pool is not None and residual is not None
     norm = _batch_norm(x, running, training, momentum, eps, pools_sum)
     y: Tensor = _NormAct.apply(x, residual, weight, bias, norm, after, rebuild)
@@ -136,6 +139,25 @@ def group_norm_act(
     norm = PlainGroupNorm(num_groups, eps)
     y: Tensor = _NormAct.apply(x, residual, weight, bias, norm, after, rebuild)
     return y
+
+
+def _batch_norm_act_by_torch(
+    x: Tensor,
+    running: Running,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    after: After,
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    """Torch's own autograd keeps x and y too."""
+    if running.num_batches_tracked is not None:
+        running.num_batches_tracked.add_(1)
+    y = F.batch_norm(x, running.mean, running.var, weight, bias, True, momentum, eps)
+    if residual is not None:
+        y.add_(residual)
+    return y.relu_() if after.relu else y
 
 
 class Norm(Protocol):

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from manystream.functional import lanes
+
 
 class _Recipe:
     """How to rebuild one tensor, and how often that is still asked for."""
@@ -29,6 +31,7 @@ class _Recipe:
         self._sources = sources
         self._uses = 0
         self._value: Tensor | None = None
+        self._made_in: torch.cuda.Stream | None = None
 
     def will_be_used(self) -> None:
         if self._uses == 0:
@@ -44,6 +47,9 @@ class _Recipe:
         value = self._value
         if value is None:
             value = self._function(*map(_tensor, self._sources))
+            self._made_in = lanes.here(value)
+        else:
+            lanes.read_here(value, self._made_in)
         self._value = value if self._uses > 0 else None
         return value
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
+from manystream.functional import lanes
 from manystream.functional.conv import conv2d
 from manystream.layers.integration import IntegrationRule, LinearIntegration
 from manystream.streams import StreamBatch
@@ -83,16 +84,16 @@ class StreamConv2d(nn.Module):
 
     def forward(self, batch: StreamBatch) -> StreamBatch:
         """Shapes (B_m, C_m, H, W) and (B, C_z, H, W) to (B_m, C, H', W') and (B, C, H', W')."""
-        raw = [conv(x) for conv, x in zip(self.streams, batch.streams, strict=True)]
+        raw = lanes.each(lambda conv, x: conv(x), self.streams, batch.streams)
         if self.integration is None:
-            return replace(batch, streams=self._biased(raw, raw), integrated=None)
-        integrated, handed_on = self.integration(raw, batch, rebuild=self.rebuild_integrated)
-        return replace(batch, streams=self._biased(raw, handed_on), integrated=integrated)
+            integrated, handed_on = None, raw
+        else:
+            lanes.meet(raw)
+            integrated, handed_on = self.integration(raw, batch, rebuild=self.rebuild_integrated)
+        streams = tuple(lanes.each(_biased, self.streams, raw, handed_on))
+        return replace(batch, streams=streams, integrated=integrated)
 
-    def _biased(self, raw: Sequence[Tensor], handed_on: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Add biases; a sum shares its gradient, so it is made of what is not handed on."""
-        biases = [conv.bias for conv in self.streams]
-        return tuple(
-            y + bias.to(x.dtype).view(-1, 1, 1) if isinstance(bias, Tensor) else x
-            for bias, x, y in zip(biases, handed_on, raw, strict=True)
-        )
+
+def _biased(conv: RawConv2d, raw: Tensor, handed_on: Tensor) -> Tensor:
+    """Add the bias; a sum shares its gradient, so it is made of what is not handed on."""
+    return handed_on if conv.bias is None else raw + conv.bias.to(raw.dtype).view(-1, 1, 1)

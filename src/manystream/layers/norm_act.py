@@ -16,6 +16,7 @@ from manystream.functional import (
     batch_norm_act,
     batch_statistics,
     group_norm_act,
+    lanes,
 )
 from manystream.streams import StreamBatch
 
@@ -66,11 +67,11 @@ class StreamNormAct2d(nn.Module):
     def forward(self, batch: StreamBatch, identity: StreamBatch | None = None) -> StreamBatch:
         """Shapes stay, up to the pool; ``identity`` has the shapes of ``batch``."""
         if self.integrated_only:
-            self._move_statistics(batch)
+            lanes.each(_move_statistics, self.streams, batch.streams)
             streams: tuple[Tensor, ...] = ()
         else:
             residuals = (None,) * len(batch.streams) if identity is None else identity.streams
-            streams = tuple(map(self._norm_act, self.streams, batch.streams, residuals))
+            streams = tuple(lanes.each(self._norm_act, self.streams, batch.streams, residuals))
         integrated = batch.integrated
         if self.integrated is not None and integrated is not None:
             residual = None if identity is None else identity.integrated
@@ -112,15 +113,15 @@ class StreamNormAct2d(nn.Module):
             rebuild=self.rebuild,
         )
 
-    def _move_statistics(self, batch: StreamBatch) -> None:
-        for norm, x in zip(self.streams, batch.streams, strict=True):
-            if not norm.training:
-                continue
-            if type(norm) is not nn.BatchNorm2d:
-                with torch.no_grad():
-                    norm(x)
-            elif _has_statistics(x):
-                batch_statistics(x, _running(norm), _momentum(norm))
+
+def _move_statistics(norm: nn.Module, x: Tensor) -> None:
+    if not norm.training:
+        return
+    if type(norm) is not nn.BatchNorm2d:
+        with torch.no_grad():
+            norm(x)
+    elif _has_statistics(x):
+        batch_statistics(x, _running(norm), _momentum(norm))
 
 
 def _running(norm: nn.BatchNorm2d) -> Running:

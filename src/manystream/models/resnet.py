@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from manystream.functional import Pool, remat
+from manystream.functional import Pool, lanes, remat
 from manystream.layers import (
     BasicBlock,
     Bottleneck,
@@ -117,7 +117,8 @@ class StreamResNet(StreamNetwork):
 
     def forward_batch(self, batch: StreamBatch) -> Tensor:
         """Logits of a compact batch in its sorted order, shape (B, num_classes)."""
-        with nullcontext() if self.memory == "fast" else remat.recording():
+        recording = nullcontext() if self.memory == "fast" else remat.recording()
+        with recording, lanes.side_by_side(len(self.conv1.streams)):
             for stage in self._stages(batch):
                 batch = stage  # what came before is let go
         logits: Tensor = self.fc(self.dropout(_fused(batch).mean(dim=(2, 3))))
