@@ -39,14 +39,14 @@ def conv2d(
     Returns:
         Shape (B, C', H', W').
     """
-    few = has_few_channels(x, weight, stride, padding)
+    few = has_few_channels(x)
     if not few and not remat.is_recording():
         return F.conv2d(x, weight, None, stride, padding)
     dtype = compute_dtype(x)
 
     def compute(x: Tensor, weight: Tensor) -> Tensor:
         if few:
-            return few_channels_conv2d(x, weight, padding, dtype)
+            return few_channels_conv2d(x, weight, stride, padding, dtype)
         return F.conv2d(x.to(dtype), remat.cast(weight, dtype), None, stride, padding)
 
     y = compute(x, weight)

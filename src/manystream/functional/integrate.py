@@ -10,7 +10,7 @@ from torch import Tensor
 
 from manystream.functional import remat
 from manystream.functional.conv import compute_dtype
-from manystream.functional.mixing import Integrate, LinearMix, Mix, ScalarMix, Start, integrated
+from manystream.functional.mixing import LinearMix, Mix, ScalarMix, Start, integrate, integrated
 
 
 def linear_integrate(
@@ -169,7 +169,7 @@ def integrate_through(
     raw = [x.to(dtype) for x in raw]
     start = Start(num_samples, mix.out_channels(raw[0], parameters[0]), stride)
     mix = mix.for_maps(raw, rows)
-    out, *handed_on = Integrate.apply(
+    out, *handed_on = integrate(
         start, mix, tuple(rows), bias, *(z or (None, None)), *raw, *parameters
     )
     if rebuild:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,16 +35,14 @@ class Start:
         self, raw: Tensor, bias: Tensor | None, z: Tensor | None, weight: Tensor | None
     ) -> Tensor:
         """A new channels-last map in the dtype and of the sides of a raw output."""
-        size = (self.num_samples, self.channels, *raw.shape[2:])
+        height, width = raw.shape[2:]
         bias = None if bias is None else bias.to(raw.dtype)
         if z is None or weight is None:
-            out = torch.empty(
-                size, dtype=raw.dtype, device=raw.device, memory_format=torch.channels_last
-            )
-            return out.zero_() if bias is None else out.copy_(bias.view(-1, 1, 1))
+            lines = raw.new_empty((self.num_samples, height, width, self.channels))
+            return (lines.zero_() if bias is None else lines.copy_(bias)).permute(0, 3, 1, 2)
         matrix, kernel = self._read(z, raw.dtype), weight.to(raw.dtype).flatten(1).t()
         out = torch.mm(matrix, kernel) if bias is None else torch.addmm(bias, matrix, kernel)
-        return _as_images(out, size)
+        return _as_images(out, (self.num_samples, self.channels, height, width))
 
     def gradients(
         self, grad: Tensor, z: Tensor, weight: Tensor, needed: tuple[bool, bool]
@@ -224,7 +222,7 @@ def integrated(
     return out
 
 
-class Integrate(torch.autograd.Function):
+class _Integrate(torch.autograd.Function):
     """:func:`integrated` with gradients; takes what it takes, the tensors last and flat.
 
     Gives out, and the raw outputs again: the gradients that these have from elsewhere come here.
@@ -271,6 +269,10 @@ class Integrate(torch.autograd.Function):
             )
         of_z = (None, None) if z is None else ctx.start.gradients(grad, z, weight, needs_z)
         return (None, None, None, grad_bias, *of_z, *grads)
+
+
+integrate: Callable[..., tuple[Tensor, ...]] = torch.compiler.disable(_Integrate.apply)
+"""Outside of what is compiled: torch 2.11 fails to trace what hands its inputs on."""
 
 
 def _as_matrix(images: Tensor) -> Tensor:

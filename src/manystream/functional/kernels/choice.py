@@ -27,15 +27,18 @@ the maps before the pool.
 _launches_are_free: ContextVar[bool] = ContextVar("manystream_launches_are_free", default=False)
 
 
-def fused(x: Tensor) -> bool:
-    """Whether an operation on the map x, (B, C, H, W), should run as a Triton kernel."""
+def available(x: Tensor) -> bool:
+    """Whether there are Triton kernels for x, (B, C, H, W)."""
     if x.dtype not in _DTYPES or x.numel() == 0:
         return False
     if interpreted():
         return x.device.type == "cpu" and _launches_are_free.get()
-    if x.device.type != "cuda" or not _supported(x.device):
-        return False
-    return _launches_are_free.get() or x.numel() >= _EAGER_FROM_NUMEL
+    return x.device.type == "cuda" and _supported(x.device)
+
+
+def fused(x: Tensor) -> bool:
+    """Whether an operation on the map x, (B, C, H, W), should run as a Triton kernel."""
+    return available(x) and (_launches_are_free.get() or x.numel() >= _EAGER_FROM_NUMEL)
 
 
 def leave_to_torch(x: Tensor) -> bool:
