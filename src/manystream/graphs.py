@@ -144,8 +144,7 @@ class _Shared:
     def __init__(self, network: nn.Module, state: Hashable) -> None:
         self.state = state
         self.pool = torch.cuda.graph_pool_handle()
-        self.stream = torch.cuda.Stream()
-        self.lanes = Lanes() if _memory_of_lanes_is_reused() else None
+        self.stream, self.lanes = _beside(torch.cuda.current_device())
         self.names = [n for n, p in network.named_parameters() if p.requires_grad]
         self.parameters = [p for p in network.parameters() if p.requires_grad]
         self.grads = [torch.zeros_like(p) for p in self.parameters]
@@ -253,6 +252,12 @@ class _Replayed(torch.autograd.Function):
         ctx.pending.done = True
         ctx.graph.replay_backward(grad)
         return None, None, None
+
+
+@cache
+def _beside(device: int) -> tuple[torch.cuda.Stream, Lanes | None]:
+    """The stream of all captures on a device, and its lanes: libraries keep memory for each."""
+    return torch.cuda.Stream(device), Lanes() if _memory_of_lanes_is_reused() else None
 
 
 @cache

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from manystream.classifier import StreamClassifier
+from manystream.training.reports.throughput import SAMPLES_PER_SECOND
 from tests.builders import with_absent
 from tests.data.builders import DEPTH, RGB, ArraySource
 
@@ -40,6 +41,11 @@ def easy_samples(count: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
             noise[b, :, 10 * number : 10 * number + 10] += 3
         images.append(noise)
     return images[0], images[1], target
+
+
+def repeatable(history: dict[str, list[float]]) -> dict[str, list[float]]:
+    """What a run has again when it is repeated: all of its history but the time it took."""
+    return {name: values for name, values in history.items() if name != SAMPLES_PER_SECOND}
 
 
 def array_source(count: int) -> ArraySource:

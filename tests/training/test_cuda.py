@@ -6,6 +6,9 @@ import pytest
 import torch
 
 from manystream.training.loss_guard import NonFiniteLossError
+from manystream.training.module import ClassifierModule
+from manystream.training.options import FitOptions
+from manystream.training.trainer import Batches, trainer_session
 from tests.training.builders import tiny_model, tuple_batches
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -38,17 +41,14 @@ def test_every_precision_learns_with_clipping_and_an_average(precision, optimize
 
 def test_steps_are_fused_unless_a_loss_scaler_needs_its_hands_on_them():
     def is_fused(precision):
-        found = []
-
-        def note(optimizer, *_):
-            found.append(optimizer.param_groups[0].get("fused"))
-
-        hook = torch.optim.optimizer.register_optimizer_step_pre_hook(note)
-        try:
-            tiny_model().fit(tuple_batches(8), epochs=1, precision=precision, **GPU)
-        finally:
-            hook.remove()
-        return found[0]
+        module = ClassifierModule(tiny_model(), FitOptions(precision=precision, **GPU))
+        # Not seen from a step: the first ones may be left out by the loss scaler.
+        session = trainer_session(
+            progress=False, accelerator="gpu", max_epochs=1, precision=precision
+        )
+        with session as trainer:
+            trainer.fit(module, Batches(tuple_batches(8)))
+        return trainer.optimizers[0].param_groups[0]["fused"]
 
     assert is_fused("bf16-mixed") is True
     assert is_fused("16-mixed") is None

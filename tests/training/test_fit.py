@@ -20,7 +20,12 @@ from tests.training.builders import CPU, dict_batches, easy_samples, tiny_model,
 from tests.training.reports.test_history import strict
 
 QUANTITIES = ("loss", "accuracy", "mean_class_accuracy")
-OF_TRAINING = {f"train_{q}" for q in QUANTITIES} | {"dropout_probability", "learning_rate"}
+OF_TRAINING = {
+    *(f"train_{q}" for q in (*QUANTITIES, "samples_per_second")),
+    "dropout_probability",
+    "learning_rate",
+    "num_processes",
+}
 FINAL = "final.safetensors"
 OF_VALIDATION = {f"val_{q}" for q in (*QUANTITIES, "num_samples")}
 

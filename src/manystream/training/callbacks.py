@@ -19,6 +19,7 @@ from manystream.training.recipe.optimizer import check_multipliers
 from manystream.training.recipe.parts import part_names, stream_modules
 from manystream.training.reports.history import HistoryRecorder
 from manystream.training.reports.loggers import check_loggers
+from manystream.training.reports.throughput import Throughput
 
 
 def make_callbacks(
@@ -31,7 +32,7 @@ def make_callbacks(
         network: the network.
         recorder: takes down what the others log, and so comes after those that do.
     """
-    callbacks: list[pl.Callback] = [LossGuard(), *_aids(options, network), recorder]
+    callbacks: list[pl.Callback] = [LossGuard(), Throughput(), *_aids(options, network), recorder]
     average = None
     if options.ema_decay is not None:
         average = WeightAverage(options.ema_decay)

@@ -18,7 +18,11 @@ from manystream.training.checkpoints.run_folder import RunFolder
 from manystream.training.checkpoints.state_saver import StateSaver
 from manystream.training.distributed import JointBatchNorm, first_to_start
 from manystream.training.feed import Feed, share_of
-from manystream.training.memory.out_of_memory import StepWatch, explain_out_of_memory
+from manystream.training.memory.out_of_memory import (
+    LatestBatch,
+    StepWatch,
+    explain_out_of_memory,
+)
 from manystream.training.module import ClassifierModule
 from manystream.training.options import FitOptions
 from manystream.training.recipe.loss import make_loss
@@ -55,11 +59,12 @@ def fit(
         options: how to train.
         out_dir: folder for checkpoints, logs and the history; without one, nothing is written.
         resume: whether to go on with the run in ``out_dir``, called with the same arguments; it
-            ends, on a CPU bit for bit, as if it had not been cut off. Where nothing has been saved
-            yet, it begins.
+            ends, on a CPU bit for bit but for the time it took, as if it had not been cut off.
+            Where nothing has been saved yet, it begins.
 
     Returns:
-        Loss, accuracy, mean class accuracy and dropout probability of every epoch.
+        Loss, accuracy, mean class accuracy, dropout probability and training samples per second of
+        every epoch.
 
     Raises:
         ValueError: if a batch does not fit the network, there is none, or modality dropout is
@@ -110,13 +115,31 @@ def _train(
     folder: RunFolder | None,
     state: Path | None,
 ) -> History:
+    latest = LatestBatch()
+    # The trainer is made inside: an error about memory may be kept for long, and keeps none.
+    return explain_out_of_memory(
+        lambda: _run(network, train_loader, val_loader, options, folder, state, latest),
+        network,
+        latest,
+        options.precision,
+    )
+
+
+def _run(
+    network: StreamNetwork,
+    train_loader: Iterable[Any],
+    val_loader: Iterable[Any] | None,
+    options: FitOptions,
+    folder: RunFolder | None,
+    state: Path | None,
+    latest: LatestBatch,
+) -> History:
     dropout = options.make_dropout(network.num_streams)
     recorder = HistoryRecorder(None if folder is None else folder.path / "history.json")
     loss = make_loss(options, network.num_classes, train_loader)
     module = ClassifierModule(network, options, dropout=dropout, loss=loss)
     feed = Feed(train_loader)
-    watch = StepWatch()
-    callbacks = [watch, *make_callbacks(options, network, recorder)]
+    callbacks = [StepWatch(latest), *make_callbacks(options, network, recorder)]
     if folder is not None:
         callbacks.append(_saver(folder, feed, options))
     if not network.training:  # Lightning would train it as it is
@@ -134,12 +157,7 @@ def _train(
         stack.enter_context(select_before_reading(train_loader, select))
         feed.loader = share_of(train_loader, *place, seed=options.seed)
         val_feed = None if val_loader is None else Feed(share_of(val_loader, *place, even=False))
-        explain_out_of_memory(
-            lambda: trainer.fit(module, feed, val_feed, ckpt_path=state, weights_only=False),
-            network,
-            watch,
-            options.precision,
-        )
+        trainer.fit(module, feed, val_feed, ckpt_path=state, weights_only=False)
         if folder is not None and recorder.history:
             trainer.save_checkpoint(folder.final)
     if not recorder.history:

@@ -6,8 +6,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch.nn.functional as F
+from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -123,6 +125,27 @@ class ClassifierModule(pl.LightningModule):
             options.monitor_mode,
         )
         return [optimizer], schedules  # type: ignore[return-value] # dicts, as Lightning reads them
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as the trainer was asked to, of fused optimizers too.
+
+        Lightning refuses that in mixed precision, since such a step takes gradients that are still
+        scaled. Without a loss scaler none are.
+        """
+        precision = self.trainer.precision_plugin
+        unscaled = isinstance(precision, MixedPrecision) and precision.scaler is None
+        if unscaled and gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+        else:
+            super().configure_gradient_clipping(
+                optimizer, gradient_clip_val, gradient_clip_algorithm
+            )
 
     def on_train_start(self) -> None:
         """Begin at the epoch, and the batch in it, that the run is at."""

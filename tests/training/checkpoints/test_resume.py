@@ -1,3 +1,4 @@
+import json
 import random
 
 import pytest
@@ -5,7 +6,9 @@ import torch
 
 from manystream.training.checkpoints.checkpoint_file import read_checkpoint
 from manystream.training.checkpoints.nest import take_apart
+from manystream.training.reports.history import HistoryRecorder
 from tests.processes import KILLED, in_processes
+from tests.training.builders import repeatable
 from tests.training.killing import OPTIONS, run
 
 KINDS = ("step", "write", "between epochs", "write", "step")
@@ -21,11 +24,14 @@ def unbroken(request, tmp_path_factory):
 
 
 def contents(folder):
-    """All that a finished run leaves, but for what only counts how often Lightning started."""
+    """All that a finished run leaves but how long it took, and how often Lightning started."""
     content = read_checkpoint(folder / "checkpoints/final.safetensors")
     del content["loops"]
+    history = json.loads((folder / "history.json").read_text())
+    recorded = content["callbacks"][HistoryRecorder.__qualname__]
+    recorded["history"] = repeatable(recorded["history"])
     tree, tensors = take_apart(content)
-    return tree, tensors, (folder / "history.json").read_text()
+    return tree, tensors, repeatable(history)
 
 
 @pytest.mark.parametrize("number", range(len(KINDS)))

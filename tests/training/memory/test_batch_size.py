@@ -1,4 +1,6 @@
 import copy
+import warnings
+import weakref
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from manystream.training import FitOptions, StepOutOfMemory, find_batch_size
 from manystream.training.memory.batch_size import largest_that_fits
+from manystream.training.stepping import make_step
 from tests.training.builders import CPU, easy_samples, tiny_model, tuple_batches
 from tests.training.memory.test_out_of_memory import out_of_memory_above
 
@@ -37,6 +40,44 @@ def test_real_steps_find_what_fits(limit):
     assert found == max(int(0.9 * limit), 1)
 
 
+def warn_above(model, batch_size, reason):
+    """Have larger steps be refused a CUDA graph, as a :class:`GraphedStep` says it."""
+
+    def warn(module, inputs):
+        if len(inputs[0]) > batch_size:
+            warnings.warn(f"no CUDA graph, the step runs eagerly: {reason}", stacklevel=1)
+
+    model.register_forward_pre_hook(warn)
+
+
+def test_a_size_that_leaves_no_room_for_cuda_graphs_is_too_large():
+    model = tiny_model()
+    warn_above(model, 5, "CUDA out of memory. Tried to allocate 20.00 MiB.")
+    assert find_batch_size(model, tuple_batches(8), FitOptions(**CPU), largest=8) == 4
+
+
+def test_a_step_that_cannot_be_captured_at_any_size_is_eager_in_the_run_too():
+    model = tiny_model()
+    warn_above(model, 0, "operation not permitted")
+    with pytest.warns(UserWarning, match="operation not permitted"):
+        assert find_batch_size(model, tuple_batches(8), FitOptions(**CPU), largest=8) == 8
+
+
+def test_no_try_meets_what_an_earlier_one_held(monkeypatch):
+    model, before = tiny_model(), []
+    out_of_memory_above(model, 5)
+
+    def watched(network, loss, options, trainer):
+        step = make_step(network, loss, options, trainer)
+        assert [ref() for ref in before] == [None] * len(before)
+        before.extend(map(weakref.ref, (step, trainer)))
+        return step
+
+    monkeypatch.setattr("manystream.training.module.make_step", watched)
+    find_batch_size(model, tuple_batches(8), FitOptions(**CPU), largest=8)
+    assert len(before) == 2 * 6
+
+
 def test_the_number_of_samples_is_the_most():
     loader = DataLoader(TensorDataset(*easy_samples(3)), batch_size=2)
     assert tiny_model().find_batch_size(loader, **CPU) == 3
@@ -57,8 +98,9 @@ def test_each_try_is_a_training_step_of_the_mode_and_precision(monkeypatch):
     monkeypatch.setattr(torch.optim.SGD, "step", lambda *a, **k: stepped.append(1) or step(*a, **k))
     options = {"optimizer": "sgd", "precision": "bf16-mixed", "modality_dropout": True}
     model.find_batch_size(tuple_batches(4), FitOptions(**options, **CPU), largest=2)
-    assert seen == [(True, "lean", True, {1})] * 2 + [(True, "lean", True, {2})] * 2
-    assert len(stepped) == 4
+    # Of two samples, the last step has one fewer: another shape, as the end of an epoch has.
+    assert seen == [(True, "lean", True, {rows}) for rows in (1, 1, 2, 2, 1)]
+    assert len(stepped) == 5
 
 
 def test_it_leaves_no_trace():

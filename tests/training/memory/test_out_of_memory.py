@@ -1,4 +1,6 @@
+import gc
 import re
+import weakref
 
 import pytest
 import torch
@@ -101,6 +103,27 @@ def test_training_that_runs_out_of_memory_says_what_kept_it_and_what_fits():
     model.memory = changes["memory"]
     assert model.fit(batches, epochs=1, **CPU).num_epochs == 1
     assert caught.value.__context__ is None  # which would hold the step's tensors
+
+
+def test_an_error_that_is_kept_keeps_nothing_of_the_run(monkeypatch):
+    seen = []
+
+    class NoStep:
+        """A step that does not fit, and holds memory as one with CUDA graphs does."""
+
+        def __init__(self, network, loss, options, trainer):
+            seen.extend(map(weakref.ref, (self, trainer)))
+
+        def __call__(self, batch):
+            seen.append(weakref.ref(batch))
+            raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("manystream.training.module.make_step", NoStep)
+    with pytest.raises(StepOutOfMemory) as caught:
+        tiny_model().fit(tuple_batches(8), epochs=1, **CPU)
+    gc.collect()
+    assert caught.tb is not None
+    assert [ref() for ref in seen] == [None, None, None]
 
 
 def test_what_it_advises_is_less_than_what_failed():

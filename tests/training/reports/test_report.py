@@ -35,6 +35,8 @@ def make_run(name="li_net3", seed=0.0, **changes) -> Run:
         train_mean_class_accuracy=[0.2, 0.6],
         val_mean_class_accuracy=[0.3, 0.5],
         dropout_probability=[0.0, 0.2],
+        train_samples_per_second=[87.6, 123.4],
+        num_processes=[2.0, 2.0],
     )
     measured = {
         kept: {"loss": 1.0, "accuracy": value + seed, "mean_class_accuracy": value - 0.1 + seed}
@@ -54,6 +56,19 @@ def test_the_page_holds_the_numbers_and_the_configuration(tmp_path):
     assert "a <title>" in text
     assert '"epochs": 17' in text
     assert "<b>" not in page
+
+
+def test_the_page_says_how_fast_each_run_trained(tmp_path):
+    fast, resumed, old = make_run(), make_run("resumed"), make_run("old")
+    fast.history["train_samples_per_second"] = [50.0, 210.0, 200.0]
+    resumed.history["train_samples_per_second"] = [math.nan, 40.0]
+    resumed.history["num_processes"] = [1.0, 1.0]
+    del old.history["train_samples_per_second"], old.history["num_processes"]
+    page = write_report([fast, resumed, old], tmp_path, "speeds").read_text("utf-8")
+    said = References(page).text.partition("training samples per second")[2]
+    assert re.search(r"li_net3\s+2\s+50\s+200\s+resumed\s+1\s+40\s+40\s+All processes", said)
+    page = write_report([old], tmp_path, "no speed").read_text("utf-8")
+    assert "samples per second" not in References(page).text
 
 
 def test_the_page_needs_nothing_but_itself(tmp_path):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import gc
-from collections.abc import Callable, Iterable
+import re
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +16,11 @@ from manystream.models import StreamNetwork
 from manystream.streams import StreamBatch
 from manystream.training.batches import read_batch
 from manystream.training.memory.needs import Step, noise_batch
-from manystream.training.memory.out_of_memory import StepWatch, explain_out_of_memory
+from manystream.training.memory.out_of_memory import (
+    LatestBatch,
+    StepWatch,
+    explain_out_of_memory,
+)
 from manystream.training.module import ClassifierModule
 from manystream.training.options import FitOptions
 from manystream.training.recipe.loss import make_loss
@@ -23,11 +30,11 @@ from manystream.training.trainer import Batches, trainer_session
 _SAFE_SHARE = 0.9
 """Of the largest batch that fits, since fragments and data loaders take more as a run goes on."""
 
-_STEPS = 2
-"""The first step makes the optimizer's state, the second has it and the activations."""
-
 _PRECISION_SHARE = 16
 """The search ends once it knows the largest batch to one part in so many; safety takes more."""
+
+_NO_ROOM_TO_CAPTURE = "no CUDA graph.*out of memory"
+"""What a :class:`GraphedStep` warns of before it goes on eagerly."""
 
 
 def find_batch_size(
@@ -41,8 +48,9 @@ def find_batch_size(
 
     Powers of two are tried until one does not fit, then halves of what is left between. Each try
     runs training steps of a copy of the network as :func:`fit` would run them: memory mode,
-    precision, optimizer and loss. Every sample has every stream, the most that a step can meet
-    under modality dropout. The random state is put back.
+    precision, optimizer, loss, and CUDA graphs, which need more memory than eager steps: with
+    ``cuda_graphs="off"`` a larger size may fit. Every sample has every stream, the most that a step
+    can meet under modality dropout. The random state is put back.
 
     Args:
         network: the network; it stays as it is.
@@ -51,7 +59,8 @@ def find_batch_size(
         largest: no more than this; by default the number of samples of the loader's data set.
 
     Returns:
-        Nine tenths of the largest size that fits, or ``largest`` if that fits.
+        ``largest`` if that fits; else nine tenths of a size that fits, where one that is larger by
+        a sixteenth, or by 1, does not.
 
     Raises:
         ValueError: if the run would have several devices, the loader is empty, or nothing says
@@ -67,16 +76,17 @@ def find_batch_size(
     image_size = _image_size(network, loader)
     loss = make_loss(options, network.num_classes, loader)
 
-    watch = StepWatch()
+    latest = LatestBatch()
 
     def steps(batch_size: int) -> None:
         module = ClassifierModule(copy.deepcopy(network), options, loss=copy.deepcopy(loss))
-        _run_steps(module, noise_batch(network, Step(batch_size, image_size)), watch)
+        batch = noise_batch(network, Step(batch_size, image_size))
+        _run_steps(module, _worst_case(network, batch), StepWatch(latest))
 
     with torch.random.fork_rng():
         found = largest_that_fits(lambda batch_size: _fits(steps, batch_size), largest)
         if found == 0:
-            explain_out_of_memory(lambda: steps(1), network, watch, options.precision)
+            explain_out_of_memory(lambda: steps(1), network, latest, options.precision)
     return found if found == largest else max(int(found * _SAFE_SHARE), 1)
 
 
@@ -112,8 +122,14 @@ def largest_that_fits(fits: Callable[[int], bool], largest: int) -> int:
 
 def _fits(steps: Callable[[int], None], batch_size: int) -> bool:
     try:
-        steps(batch_size)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=_NO_ROOM_TO_CAPTURE)
+            steps(batch_size)
     except torch.OutOfMemoryError:
+        fits = False
+    except UserWarning as warning:
+        if not re.match(_NO_ROOM_TO_CAPTURE, str(warning)):
+            raise
         fits = False
     else:
         fits = True
@@ -121,11 +137,25 @@ def _fits(steps: Callable[[int], None], batch_size: int) -> bool:
     return fits
 
 
-def _run_steps(module: ClassifierModule, batch: StreamBatch, watch: StepWatch) -> None:
+def _worst_case(network: StreamNetwork, batch: StreamBatch) -> list[StreamBatch]:
+    """The steps of a run that need most.
+
+    The first makes the optimizer's state; the second has it, and is captured as a CUDA graph where
+    there are such; the third has another shape, as the last batch of an epoch or one that lacks a
+    row, and runs eagerly beside the memory of that graph.
+    """
+    if len(batch) == 1:
+        return [batch] * 2
+    assert batch.target is not None
+    fewer = replace(network.to_batch([x[:-1] for x in batch.streams]), target=batch.target[:-1])
+    return [batch, batch, fewer]
+
+
+def _run_steps(module: ClassifierModule, batches: Sequence[StreamBatch], watch: StepWatch) -> None:
     options = module.options
     session = trainer_session(
         progress=False,
-        max_steps=_STEPS,
+        max_steps=len(batches),
         accelerator=options.accelerator,
         precision=lightning_precision(options.precision),
         gradient_clip_val=options.gradient_clip,
@@ -133,7 +163,7 @@ def _run_steps(module: ClassifierModule, batch: StreamBatch, watch: StepWatch) -
         callbacks=[watch],
     )
     with kept_arithmetic(options.precision), session as trainer:
-        trainer.fit(module, Batches([batch] * _STEPS))
+        trainer.fit(module, Batches(batches))
 
 
 def _free() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import lightning.pytorch as pl
@@ -34,17 +35,30 @@ class StepOutOfMemory(torch.OutOfMemoryError):
         self.advice = advice
 
 
-class StepWatch(pl.Callback):
-    """Remembers the form of the batch that a step was begun with, and none of its tensors.
+@dataclass
+class LatestBatch:
+    """The form of the batch that a step was begun with, and none of its tensors.
 
     Attributes:
         batch_size: samples of the latest batch; 0 before the first.
         image_size: their height and width in pixels.
     """
 
-    def __init__(self) -> None:
-        self.batch_size = 0
-        self.image_size = (0, 0)
+    batch_size: int = 0
+    image_size: tuple[int, int] = (0, 0)
+
+
+class StepWatch(pl.Callback):
+    """Takes the form of every batch down, where it can be read when all else of the run is gone.
+
+    Lightning ties a callback to the module, so whoever holds one holds all memory of a run.
+
+    Args:
+        latest: where to write.
+    """
+
+    def __init__(self, latest: LatestBatch) -> None:
+        self._latest = latest
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -52,18 +66,18 @@ class StepWatch(pl.Callback):
         """Take the batch's form down."""
         if isinstance(batch, StreamBatch):
             height, width = batch.streams[0].shape[2:]
-            self.batch_size, self.image_size = len(batch), (height, width)
+            self._latest.batch_size, self._latest.image_size = len(batch), (height, width)
 
 
 def explain_out_of_memory(
-    run: Callable[[], _T], network: StreamNetwork, watch: StepWatch, precision: Precision
+    run: Callable[[], _T], network: StreamNetwork, latest: LatestBatch, precision: Precision
 ) -> _T:
     """Call what trains a network; where its steps run out of memory, find out what would fit.
 
     Args:
-        run: trains the network.
+        run: trains the network, with a trainer of its own.
         network: the network.
-        watch: a callback of that training.
+        latest: what a :class:`StepWatch` of that training writes.
         precision: arithmetic of that training.
 
     Raises:
@@ -72,11 +86,11 @@ def explain_out_of_memory(
     try:
         return run()
     except torch.OutOfMemoryError:
-        if watch.batch_size == 0:  # The weights alone do not fit.
+        if latest.batch_size == 0:  # The weights alone do not fit.
             raise
-    # Outside of the handler nothing holds the step's tensors any more.
+    # Outside of the handler nothing holds the run and its tensors any more.
     network.to("cpu")
-    step = Step(watch.batch_size, watch.image_size, _AUTOCAST.get(precision))
+    step = Step(latest.batch_size, latest.image_size, _AUTOCAST.get(precision))
     needs = measure_needs(network, step)
     memory = getattr(network, "memory", None)
     raise StepOutOfMemory(advise(needs, step, memory, _available_bytes()))

@@ -18,8 +18,9 @@ class History(dict[str, list[float]]):
 
     Keys: ``train_loss``, ``train_accuracy``, ``train_mean_class_accuracy``, the same with ``val_``
     and ``val_num_samples`` where there is a validation loader, ``dropout_probability`` and
-    ``learning_rate``, and what training aids log: ``val_mean_class_accuracy/<streams>``,
-    ``frozen/<stream>``, ``gradient_norm/<part>``, ``balance_penalty``.
+    ``learning_rate``, ``train_samples_per_second`` of all ``num_processes`` together, and what
+    training aids log: ``val_mean_class_accuracy/<streams>``, ``frozen/<stream>``,
+    ``gradient_norm/<part>``, ``balance_penalty``.
     """
 
     def append(self, values: dict[str, float]) -> None:

@@ -19,20 +19,24 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 
 
 def plot_curves(runs: Sequence[Run]) -> Figure:
-    """Loss, mean class accuracy and dropout probability over the epochs of each run.
+    """Loss, mean class accuracy, dropout probability and speed over the epochs of each run.
 
     Validation is drawn solid, training dashed.
     """
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
-    loss, accuracy, probability = figure.subplots(1, 3)
+    figure = Figure(figsize=(13, 3.4), layout="constrained")
+    loss, accuracy, probability, speed = figure.subplots(1, 4)
     for run, color in zip(runs, cycle(COLORS), strict=False):
         _curve(loss, run, "loss", color)
         _curve(accuracy, run, "mean_class_accuracy", color)
         values = run.history["dropout_probability"]
         probability.plot(range(1, len(values) + 1), values, color=color)
+        values = run.history.get("train_samples_per_second", [])
+        speed.plot(range(1, len(values) + 1), values, color=color)
     _dress(loss, "loss")
     _dress(accuracy, "mean class accuracy", share=True)
     _dress(probability, "modality dropout probability", share=True)
+    _dress(speed, "training samples per second")
+    speed.set_ylim(bottom=0)
     loss.legend(fontsize=8, frameon=False)
     return figure
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import jinja2
@@ -23,6 +25,7 @@ from manystream.training.reports.plots import (
     plot_subsets,
 )
 from manystream.training.reports.strict_json import strict_json
+from manystream.training.reports.throughput import NUM_PROCESSES, SAMPLES_PER_SECOND
 
 
 @dataclass(frozen=True)
@@ -69,9 +72,35 @@ def write_report(runs: Sequence[Run], folder: Path, title: str) -> Path:
         (folder / f"{name}.png").write_bytes(image)
     page = folder / "report.html"
     encoded = {name: base64.b64encode(image).decode() for name, image in images.items()}
-    rendered = _template().render(title=title, runs=runs, subsets=all_subsets(runs), images=encoded)
+    rendered = _template().render(
+        title=title, runs=runs, subsets=all_subsets(runs), speeds=_speeds(runs), images=encoded
+    )
     page.write_text(rendered, encoding="utf-8")
     return page
+
+
+@dataclass(frozen=True)
+class _Speed:
+    """How fast a run trained: samples per second of all its processes, by epoch."""
+
+    name: str
+    num_processes: int
+    first: float
+    median: float
+
+
+def _speeds(runs: Sequence[Run]) -> list[_Speed]:
+    """Of the runs whose histories say so; an epoch that was resumed after its last batch does not.
+
+    The first epoch is slower than the others by what is set up in it.
+    """
+    speeds = []
+    for run in runs:
+        epochs = [v for v in run.history.get(SAMPLES_PER_SECOND, []) if math.isfinite(v)]
+        if epochs:
+            number = int(run.history[NUM_PROCESSES][-1])
+            speeds.append(_Speed(run.name, number, epochs[0], median(epochs)))
+    return speeds
 
 
 def _numbers(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
