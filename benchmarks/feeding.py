@@ -48,7 +48,7 @@ RESULTS = Path(__file__).parent / "results" / "feeding.json"
 HEIGHT, WIDTH, STORED, SHOWN = 480, 640, 256, 224
 BLANKED = (0.0, 0.2)
 BATCHES_PER_WORKER = 4  # they come in bursts, as many at once as there are workers
-FEEDING_BATCH, STEP_BATCH, ROUNDS, REPEATED = 64, 128, 5, 32
+FEEDING_BATCH, STEP_BATCH, REPEATED = 64, 128, 32
 
 
 def main() -> None:
@@ -56,6 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--samples", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each way")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     with TemporaryDirectory() as folder:
@@ -67,7 +68,7 @@ def main() -> None:
             batch_size=FEEDING_BATCH,
             num_workers=arguments.workers,
         )
-        rows = measure(options, root / "set", arguments.samples)
+        rows = measure(options, root / "set", arguments.samples, arguments.rounds)
     show(rows)
     save(arguments.out, rows)
     print(arguments.out)
@@ -102,7 +103,7 @@ class RepeatedRows(Repeated):
         return self._source.read_many([index % self._length for index in indices], stream)
 
 
-def measure(options: DataOptions, root: Path, samples: int) -> list[dict[str, Any]]:
+def measure(options: DataOptions, root: Path, samples: int, rounds: int) -> list[dict[str, Any]]:
     """Rows of every way to feed at every rate of dropout, then of the fed step."""
     files, statistics = open_split(options, "train")
     size = (STORED, STORED)
@@ -117,13 +118,14 @@ def measure(options: DataOptions, root: Path, samples: int) -> list[dict[str, An
         measured = measure_feeding(
             case.ways(),
             batches=BATCHES_PER_WORKER * max(options.num_workers, 1),
-            rounds=ROUNDS,
+            rounds=rounds,
             ahead=2 * options.num_workers + 1,
             device=device,
         )
         rows += [{**row, "blanked": blanked, "workers": options.num_workers} for row in measured]
     if device.type == "cuda":
-        rows += step_rows(prepared, preprocessing, replace(options, batch_size=STEP_BATCH))
+        fed = replace(options, batch_size=STEP_BATCH)
+        rows = step_rows(prepared, preprocessing, fed, rounds) + rows
     return rows
 
 
@@ -149,7 +151,7 @@ def write_files(root: Path, number: int) -> None:
 
 
 def step_rows(
-    source: Source, preprocessing: Preprocessing, options: DataOptions
+    source: Source, preprocessing: Preprocessing, options: DataOptions, rounds: int
 ) -> list[dict[str, Any]]:
     """Milliseconds of a step with a batch that stays, and with batches that are fed, in turns."""
     step = training_step(len(source.classes))
@@ -167,7 +169,7 @@ def step_rows(
         endless = forever(loader)
         batches[name] = endless if augment_on else cycle([next(endless).to("cuda")])
     times: dict[str, list[float]] = {name: [] for name in feeds}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name, feeding in batches.items():
             times[name].append(time_steps(step, feeding, options.num_workers))
     alone = np.array(times["step, batch stays"])

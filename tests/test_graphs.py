@@ -14,6 +14,13 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GP
 PATTERNS = ["11 11 11 11 11", "01 11 10 11 11", "10 10 11 11 10", "110 101 011 111"]
 
 
+@pytest.fixture(autouse=True)
+def _exact_products():
+    """Products of TF32 would turn last bits that differ into thousandths."""
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        yield
+
+
 def network_of(words, device="cuda", memory="fast", seed=0):
     torch.manual_seed(seed)
     mask = mask_of(words)
@@ -180,7 +187,7 @@ def test_a_training_run_ends_alike_with_and_without_graphs():
     losses = []
     for graphed in (True, False):
         network = network_of(PATTERNS[1])
-        optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
         step = GraphedStep(network, F.cross_entropy)
         for seed in range(12):
             batch = batch_of(network, PATTERNS[seed % 3], seed=seed)
@@ -192,7 +199,7 @@ def test_a_training_run_ends_alike_with_and_without_graphs():
             optimizer.step()
             optimizer.zero_grad()
         losses.append(loss.item())
-    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    assert losses[0] == pytest.approx(losses[1], rel=0.01)
 
 
 @needs_gpu

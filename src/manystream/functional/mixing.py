@@ -48,12 +48,12 @@ class Start:
         self, grad: Tensor, z: Tensor, weight: Tensor, needed: tuple[bool, bool]
     ) -> tuple[Tensor | None, Tensor | None]:
         """Gradients of z and W_z, as far as they are needed."""
-        matrix, grad_z, grad_weight = _as_matrix(grad), None, None
+        kernel, grad_z, grad_weight = weight.to(grad.dtype), None, None
         if needed[1]:
-            grad_weight = torch.mm(matrix.t(), self._read(z, grad.dtype)).view_as(weight)
+            grad_weight = _kernel_gradient(grad, self._read(z, grad.dtype), kernel)
         if needed[0]:
             shape = (*grad.shape[:1], z.shape[1], *grad.shape[2:])
-            grad_z = _as_images(torch.mm(matrix, weight.to(grad.dtype).flatten(1)), shape)
+            grad_z = _as_images(torch.mm(_as_matrix(grad), kernel.flatten(1)), shape)
             if self.stride > 1:
                 seen = grad_z
                 grad_z = torch.zeros_like(z, dtype=grad.dtype, memory_format=torch.channels_last)
@@ -146,7 +146,7 @@ class LinearMix(Mix):
         return grad if other is None else grad.add_(other)
 
     def parameter_gradient(self, placed: Tensor, raw: Tensor, weight: Tensor) -> Tensor:
-        return torch.mm(_as_matrix(placed).t(), _as_matrix(raw)).view_as(weight)
+        return _kernel_gradient(placed, _as_matrix(raw), weight)
 
 
 class ScalarMix(Mix):
@@ -273,6 +273,13 @@ class _Integrate(torch.autograd.Function):
 
 integrate: Callable[..., tuple[Tensor, ...]] = torch.compiler.disable(_Integrate.apply)
 """Outside of what is compiled: torch 2.11 fails to trace what hands its inputs on."""
+
+
+def _kernel_gradient(grad: Tensor, read: Tensor, kernel: Tensor) -> Tensor:
+    """Gradient of a 1×1 kernel that read a matrix, in the kernel's own strides: DDP wants these."""
+    result = torch.empty_like(kernel)
+    torch.mm(_as_matrix(grad).t(), read, out=result.flatten(1))
+    return result
 
 
 def _as_matrix(images: Tensor) -> Tensor:

@@ -111,24 +111,18 @@ class _SyncBatchNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, var, share = ctx.saved_tensors
         inverse_std = (var + ctx.eps).rsqrt()
-        grad_weight, grad_bias = _parameter_gradients(grad, x, weight, mean, var, ctx.eps)
+        if x.numel() == 0:  # the native operation divides by the number of rows
+            grad_weight, grad_bias = torch.zeros_like(weight), torch.zeros_like(weight)
+        else:  # it reads the variance on a CPU, the deviation on a GPU
+            _, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
+                *(grad, x, weight, mean, var, mean, inverse_std),
+                *(False, ctx.eps, [False, True, True]),
+            )
         joint = torch.cat([grad_bias, grad_weight])
         dist.all_reduce(joint)
         along_bias, along_weight = (joint * share).chunk(2)
         grad_x = _input_gradient(grad, x, weight, mean, inverse_std, along_bias, along_weight)
         return grad_x, grad_weight, grad_bias, None, None, None, None
-
-
-def _parameter_gradients(
-    grad: Tensor, x: Tensor, weight: Tensor, mean: Tensor, var: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
-    if x.numel() == 0:  # the native operation divides by the number of rows
-        return torch.zeros_like(weight), torch.zeros_like(weight)
-    wanted = [False, True, True]
-    _, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
-        grad, x, weight, mean, var, None, None, False, eps, wanted
-    )
-    return grad_weight, grad_bias
 
 
 def _input_gradient(
