@@ -41,12 +41,11 @@ from manystream.data.source import Source
 from manystream.data.sources.scenes import SceneSource
 from manystream.data.transforms import TrainTransform
 from manystream.memory.bench import save
-from manystream.presence import Presence
 from manystream.streams import StreamBatch
 
 RESULTS = Path(__file__).parent / "results" / "feeding.json"
 HEIGHT, WIDTH, STORED, SHOWN = 480, 640, 256, 224
-BLANKED = (0.0, 0.2)
+BLANKED = (0.2, 0.0)
 BATCHES_PER_WORKER = 4  # they come in bursts, as many at once as there are workers
 FEEDING_BATCH, STEP_BATCH, REPEATED = 64, 128, 32
 
@@ -57,6 +56,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--samples", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=5, help="turns of each way")
+    parser.add_argument("--commit", help="commit of the code, where git cannot say")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     with TemporaryDirectory() as folder:
@@ -68,9 +68,11 @@ def main() -> None:
             batch_size=FEEDING_BATCH,
             num_workers=arguments.workers,
         )
-        rows = measure(options, root / "set", arguments.samples, arguments.rounds)
+        rows: list[dict[str, Any]] = []
+        for measured in measure(options, root / "set", arguments.samples, arguments.rounds):
+            rows += measured
+            save(arguments.out, rows, **({"commit": arguments.commit} if arguments.commit else {}))
     show(rows)
-    save(arguments.out, rows)
     print(arguments.out)
 
 
@@ -103,8 +105,10 @@ class RepeatedRows(Repeated):
         return self._source.read_many([index % self._length for index in indices], stream)
 
 
-def measure(options: DataOptions, root: Path, samples: int, rounds: int) -> list[dict[str, Any]]:
-    """Rows of every way to feed at every rate of dropout, then of the fed step."""
+def measure(
+    options: DataOptions, root: Path, samples: int, rounds: int
+) -> Iterator[list[dict[str, Any]]]:
+    """Rows of the fed step, then of every way to feed at every rate of dropout."""
     files, statistics = open_split(options, "train")
     size = (STORED, STORED)
     prepare_split(files, statistics, root, "train", size=size, num_workers=options.num_workers)
@@ -112,7 +116,9 @@ def measure(options: DataOptions, root: Path, samples: int, rounds: int) -> list
     files, samples = Repeated(files, REPEATED), samples * REPEATED
     preprocessing = Preprocessing(SHOWN, files.streams, statistics)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    rows = []
+    if device.type == "cuda":
+        fed = replace(options, batch_size=STEP_BATCH)
+        yield step_rows(prepared, preprocessing, fed, rounds, device)
     for blanked in BLANKED:
         case = FeedingCase(files, prepared, preprocessing, options, samples, blanked, device)
         measured = measure_feeding(
@@ -122,11 +128,7 @@ def measure(options: DataOptions, root: Path, samples: int, rounds: int) -> list
             ahead=2 * options.num_workers + 1,
             device=device,
         )
-        rows += [{**row, "blanked": blanked, "workers": options.num_workers} for row in measured]
-    if device.type == "cuda":
-        fed = replace(options, batch_size=STEP_BATCH)
-        rows = step_rows(prepared, preprocessing, fed, rounds) + rows
-    return rows
+        yield [{**row, "blanked": blanked, "workers": options.num_workers} for row in measured]
 
 
 def write_files(root: Path, number: int) -> None:
@@ -151,10 +153,14 @@ def write_files(root: Path, number: int) -> None:
 
 
 def step_rows(
-    source: Source, preprocessing: Preprocessing, options: DataOptions, rounds: int
+    source: Source,
+    preprocessing: Preprocessing,
+    options: DataOptions,
+    rounds: int,
+    device: torch.device,
 ) -> list[dict[str, Any]]:
     """Milliseconds of a step with a batch that stays, and with batches that are fed, in turns."""
-    step = training_step(len(source.classes))
+    step = training_step(len(source.classes), device)
     feeds: dict[str, AugmentOn | None] = {
         "step, batch stays": None,
         "step, prepared, on the cpu": "cpu",
@@ -167,11 +173,11 @@ def step_rows(
             StreamDataset(source, TrainTransform(preprocessing)), fed, shuffle=True
         )
         endless = forever(loader)
-        batches[name] = endless if augment_on else cycle([next(endless).to("cuda")])
+        batches[name] = endless if augment_on else cycle([next(endless).to(device)])
     times: dict[str, list[float]] = {name: [] for name in feeds}
     for _ in range(rounds):
         for name, feeding in batches.items():
-            times[name].append(time_steps(step, feeding, options.num_workers))
+            times[name].append(time_steps(step, feeding, options.num_workers, device))
     alone = np.array(times["step, batch stays"])
     return [
         {
@@ -195,52 +201,43 @@ def forever(loader: Any) -> Iterator[StreamBatch]:
         sampler.epoch += 1
 
 
-def training_step(num_classes: int) -> Callable[[StreamBatch], None]:
-    """A step of a ResNet-18 in bf16, replayed from a graph that its inputs are copied into."""
-    model = ms.create_model(streams={"rgb": 3, "depth": 1}, num_classes=num_classes).cuda()
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    shapes = [(STEP_BATCH, channels, SHOWN, SHOWN) for channels in (3, 1)]
-    images = tuple(torch.randn(shape, device="cuda") for shape in shapes)
-    target = torch.zeros(STEP_BATCH, dtype=torch.int64, device="cuda")
-    held = StreamBatch(images, Presence.all_present(STEP_BATCH, 2), target=target)
-
-    def eager() -> None:
-        optimizer.zero_grad()
-        with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
-            loss = F.cross_entropy(model(held), target)
-        loss.backward()
-        optimizer.step()
-
-    graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-    with torch.cuda.stream(side):  # graphs want to have been run before, beside the main stream
-        for _ in range(3):
-            eager()
-    torch.cuda.synchronize()
-    with torch.cuda.graph(graph):
-        eager()
+def training_step(num_classes: int, device: torch.device) -> Callable[[StreamBatch], None]:
+    """A step of a ResNet-18 in bf16, replayed from CUDA graphs."""
+    model = ms.create_model(streams={"rgb": 3, "depth": 1}, num_classes=num_classes).to(device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, fused=True)
+    graphed = ms.GraphedStep(model, F.cross_entropy)
 
     def step(batch: StreamBatch) -> None:
-        assert batch.target is not None
-        for place, fed in zip(images, batch.streams, strict=True):
-            place.copy_(fed)
-        target.copy_(batch.target)
-        graph.replay()
+        with torch.autocast(device.type, torch.bfloat16):
+            loss, _ = graphed(batch)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
 
     return step
 
 
 def time_steps(
-    step: Callable[[StreamBatch], None], batches: Iterator[StreamBatch], workers: int
+    step: Callable[[StreamBatch], None],
+    batches: Iterator[StreamBatch],
+    workers: int,
+    device: torch.device,
 ) -> float:
     """Milliseconds of a step, when what workers had ready is used up, over some turns of each."""
     for _ in range(2 * workers + 1):
-        step(next(batches).to("cuda"))
-    torch.cuda.synchronize()
+        step(next(batches).to(device))
+    wait(device)
     start, steps = perf_counter(), 8 * max(workers, 1)
     for _ in range(steps):
-        step(next(batches).to("cuda"))
-    torch.cuda.synchronize()
+        step(next(batches).to(device))
+    wait(device)
     return (perf_counter() - start) / steps * 1e3
+
+
+def wait(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def show(rows: list[dict[str, Any]]) -> None:
