@@ -127,7 +127,7 @@ class MaskedNet(nn.Module):
         self, layer: StreamConv2d, streams: Sequence[Tensor], masks: Masks
     ) -> list[Tensor]:
         modules = zip(layer.streams, streams, masks, strict=True)
-        return [self._masked(conv(x), mask) for conv, x, mask in modules]
+        return [self._masked(_stock_conv(conv, x), mask) for conv, x, mask in modules]
 
     def _masked(self, raw: Tensor, mask: Tensor | None) -> Tensor:
         if mask is None:
@@ -157,6 +157,11 @@ class MaskedNet(nn.Module):
 
     def _add_relu(self, x: Tensor, identity: Tensor) -> Tensor:
         return self._relu(x.add_(identity) if self.in_place else x + identity)
+
+
+def _stock_conv(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """Without what ours does for few channels; the bias comes later."""
+    return F.conv2d(x, conv.weight, None, conv.stride, conv.padding)
 
 
 class CompiledNet(nn.Module):

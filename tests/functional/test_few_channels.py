@@ -86,6 +86,15 @@ def test_images_of_every_layout():
         assert torch.equal(few_channels_conv2d(last, weight, 2, 3, torch.float32), plain)
 
 
+def test_its_output_may_be_changed_in_place():
+    x, weight = operands(3, 7, 12, 12)
+    with choice.launches_are_free():
+        y = few_channels_conv2d(x, weight, 2, 3, torch.float32)
+    (due,) = torch.autograd.grad(2 * F.conv2d(x, weight, stride=2, padding=3).sum(), weight)
+    (came,) = torch.autograd.grad(y.mul_(2).sum(), weight)
+    torch.testing.assert_close(came, due, rtol=1e-4, atol=1e-3)
+
+
 def test_nothing_but_the_images_is_kept():
     x, weight = operands(3, 7, 16, 16)
     kept = []

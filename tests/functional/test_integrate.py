@@ -219,6 +219,19 @@ def test_forward_allocates_its_output_and_nothing_else(integrated: bool, bias: b
     assert allocated.total == out.numel() * out.element_size()
 
 
+@pytest.mark.parametrize("integrated", [True, False])
+def test_its_output_may_be_changed_in_place(integrated: bool) -> None:
+    rows = [slice(0, 3), slice(1, 4)]
+    raw, weights, z, kernel, b = operands(rows, integrated=integrated, bias=True)
+    leaves = [x for x in (*raw, *weights, z, kernel, b) if x is not None]
+    out = linear_integrate(raw, weights, rows, 4, z, kernel, b)
+    due = torch.autograd.grad(out.square().sum(), leaves)
+    out = linear_integrate(raw, weights, rows, 4, z, kernel, b)
+    came = torch.autograd.grad(out.square_().sum(), leaves)
+    for ours, theirs in zip(came, due, strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_what_is_handed_on_brings_its_gradient_back() -> None:
     rows = [slice(0, 3), slice(1, 4)]
     raw, weights, z, kernel, _ = operands(rows)

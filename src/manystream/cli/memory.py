@@ -15,7 +15,11 @@ from manystream.data.loaders import TrainingData
 from manystream.data.sampler import own_sampler
 from manystream.training import FitOptions
 
-_OPTIONS = {"memory": "--model.memory", "batch_size": "--data.batch_size"}
+_OPTIONS = {
+    "memory": "--model.memory",
+    "batch_size": "--data.batch_size",
+    "cuda_graphs": "--fit.cuda_graphs",
+}
 
 
 def check_can_size(options: FitOptions) -> None:
@@ -61,7 +65,7 @@ def command_to_try(words: Sequence[str], changes: Mapping[str, Any]) -> str:
 
     Args:
         words: of the command line that failed.
-        changes: ``memory`` and ``batch_size``, one or both.
+        changes: of ``memory``, ``batch_size`` and ``cuda_graphs``.
 
     Example:
         >>> command_to_try(["train", "--out", "runs/a"], {"memory": "lean"})
@@ -70,7 +74,8 @@ def command_to_try(words: Sequence[str], changes: Mapping[str, Any]) -> str:
     changed = [word for name, value in changes.items() for word in (_OPTIONS[name], str(value))]
     out = _value_of("--out", words)
     if out is not None:
-        changed += ["--out", "-".join([out, *map(str, changes.values())])]
+        settings = [str(v) for name, v in changes.items() if name != "cuda_graphs"]
+        changed += ["--out", "-".join([out, *(settings or ["again"])])]
     return shlex.join(["manystream", *words, *changed])
 
 

@@ -35,14 +35,18 @@ class Start:
         self, raw: Tensor, bias: Tensor | None, z: Tensor | None, weight: Tensor | None
     ) -> Tensor:
         """A new channels-last map in the dtype and of the sides of a raw output."""
-        height, width = raw.shape[2:]
-        bias = None if bias is None else bias.to(raw.dtype)
+        size = (self.num_samples, self.channels, *raw.shape[2:])
+        out = torch.empty(
+            size, dtype=raw.dtype, device=raw.device, memory_format=torch.channels_last
+        )
         if z is None or weight is None:
-            lines = raw.new_empty((self.num_samples, height, width, self.channels))
-            return (lines.zero_() if bias is None else lines.copy_(bias)).permute(0, 3, 1, 2)
-        matrix, kernel = self._read(z, raw.dtype), weight.to(raw.dtype).flatten(1).t()
-        out = torch.mm(matrix, kernel) if bias is None else torch.addmm(bias, matrix, kernel)
-        return _as_images(out, (self.num_samples, self.channels, height, width))
+            return out.zero_() if bias is None else out.copy_(bias.view(-1, 1, 1))
+        matrix, kernel = self._read(z, out.dtype), weight.to(out.dtype).flatten(1).t()
+        if bias is None:
+            torch.mm(matrix, kernel, out=_as_matrix(out))
+        else:
+            torch.addmm(bias.to(out.dtype), matrix, kernel, out=_as_matrix(out))
+        return out
 
     def gradients(
         self, grad: Tensor, z: Tensor, weight: Tensor, needed: tuple[bool, bool]

@@ -15,6 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from manystream.data.sampler import Selection, own_sampler
 from manystream.dropout import ModalityDropout
+from manystream.graphs import GraphedStep
 from manystream.models import StreamNetwork
 from manystream.models.balance import BalancePenalty
 from manystream.streams import StreamBatch
@@ -58,6 +59,11 @@ class ClassifierModule(pl.LightningModule):
         self.train_metrics = _metrics(network.num_classes, "train_")
         self.val_metrics = _metrics(network.num_classes, "val_")
         self._logged: set[str | None] = set()
+
+    @property
+    def in_graphs(self) -> bool:
+        """Whether training steps are replayed from CUDA graphs."""
+        return isinstance(self._step, GraphedStep)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> StreamBatch:
         """Check a loader's batch and take out what is blanked, on the host."""

@@ -89,6 +89,15 @@ def test_where_nothing_fits_it_says_so():
     assert "no memory mode and batch size would fit" in str(advice)
 
 
+def test_what_needs_more_memory_than_was_counted_is_turned_off():
+    advice = advise(needs_of(fast=4, min=1), step(64), "fast", 10**9, in_graphs=True)
+    assert advice.changes() == {"memory": "min", "cuda_graphs": "off"}
+    assert "without CUDA graphs" in str(advice)
+    assert str(StepOutOfMemory(advice)).endswith(
+        'try: model.memory = "min", fit(cuda_graphs="off")'
+    )
+
+
 def test_training_that_runs_out_of_memory_says_what_kept_it_and_what_fits():
     model, batches = tiny_model(), tuple_batches(24)
     out_of_memory_above(model, 7, modes=["fast"])

@@ -173,6 +173,15 @@ class _Layout:
         padded[:, :kernel_size, :kernel_size, :channels] = weight.permute(0, 2, 3, 1)
         return padded
 
+    def empty_like(self, weight: Tensor) -> Tensor:
+        """Room for the output, channels-last."""
+        return torch.empty(
+            (self.batch, weight.shape[0], self.out_height, self.out_width),
+            dtype=weight.dtype,
+            device=weight.device,
+            memory_format=torch.channels_last,
+        )
+
     def sizes(self) -> tuple[int, ...]:
         """What kernels are told besides pointers."""
         return self.pixels, self.out_height, self.out_width, *self.padded_sides()
@@ -191,15 +200,14 @@ class _Layout:
 
 def _fake_conv(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
     layout = _Layout.of(x, weight.shape[2], stride, padding)
-    size = (layout.batch, layout.out_height, layout.out_width, weight.shape[0])
-    return weight.new_empty(size).permute(0, 3, 1, 2)
+    return layout.empty_like(weight)
 
 
 @operation("(Tensor x, Tensor weight, int stride, int padding) -> Tensor", shapes=_fake_conv)
 def few_channels_conv(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
     """``F.conv2d(x, weight, None, stride, padding)``, channels-last, in the dtype of the weight."""
     layout, columns = _Layout.of(x, weight.shape[2], stride, padding), weight.shape[0]
-    y = weight.new_empty((layout.batch, layout.out_height, layout.out_width, columns))
+    y = layout.empty_like(weight)
     blocks = layout.blocks(columns)
     grid = triton.cdiv(layout.pixels, _PIXELS_FORWARD), triton.cdiv(columns, blocks["COLUMNS"])
     _few_channels_conv_kernel[grid](
@@ -212,7 +220,7 @@ def few_channels_conv(x: Tensor, weight: Tensor, stride: int, padding: int) -> T
         **blocks,
         PIXELS=_PIXELS_FORWARD,
     )
-    return y.permute(0, 3, 1, 2)
+    return y
 
 
 @operation(

@@ -18,7 +18,6 @@ from manystream.functional.kernels.registry import operation
 from manystream.functional.kernels.tiles import (
     STAGES,
     Tiles,
-    as_images,
     as_matrix,
     is_last_program,
     place_of,
@@ -180,7 +179,7 @@ def norm_relu(
 ) -> Tensor:
     """``relu((x - mean) / √(var + eps) * weight + bias + residual)``, shape of x, channels-last."""
     matrix = as_matrix(x)
-    y = torch.empty_like(matrix)
+    y = torch.empty_like(x, memory_format=torch.channels_last)
     tiles = Tiles.of(*matrix.shape)
     _apply_kernel[(tiles.down, tiles.across)](
         matrix,
@@ -199,7 +198,7 @@ def norm_relu(
         RELU=relu,
         num_warps=tiles.num_warps,
     )
-    return as_images(y, x.shape)
+    return y
 
 
 @operation(
@@ -231,7 +230,7 @@ def norm_relu_backward(
     """
     upstream, matrix = as_matrix(grad), as_matrix(x)
     from_y = relu and y is not None
-    cut = torch.empty_like(upstream) if from_y else upstream
+    cut = torch.empty_like(x, memory_format=torch.channels_last) if from_y else upstream
     tiles = Tiles.of(*matrix.shape)
     programs, each = tiles.share()
     grad_weight, grad_bias = torch.empty_like(mean), torch.empty_like(mean)
@@ -259,7 +258,7 @@ def norm_relu_backward(
         FROM_Y=from_y,
         num_warps=tiles.num_warps,
     )
-    grad_x = torch.empty_like(matrix)
+    grad_x = torch.empty_like(x, memory_format=torch.channels_last)
     _gradient_kernel[(tiles.down, tiles.across)](
         cut,
         matrix,
@@ -278,5 +277,4 @@ def norm_relu_backward(
         TRAINING=training,
         num_warps=tiles.num_warps,
     )
-    residual = as_images(cut, x.shape) if from_y else x.new_empty(0)
-    return as_images(grad_x, x.shape), residual, grad_weight, grad_bias
+    return grad_x, cut if from_y else x.new_empty(0), grad_weight, grad_bias

@@ -17,7 +17,6 @@ from manystream.functional.kernels.arithmetic import (
 from manystream.functional.kernels.registry import operation
 from manystream.functional.kernels.strips import Strip
 from manystream.functional.kernels.tiles import (
-    as_images,
     as_matrix,
     is_last_program,
     store_partials,
@@ -307,7 +306,7 @@ def norm_relu_pool(
     """``max_pool(relu((x - mean) / √(var + eps) * weight + bias))``, channels-last."""
     shape = _pooled_shape(x, kernel_size, stride, padding)
     strip = Strip.of(shape, _FORWARD)
-    y = x.new_empty((shape[0], *shape[2:], shape[1]))
+    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     _pool_kernel[strip.grid](
         as_matrix(x),
         mean,
@@ -325,7 +324,7 @@ def norm_relu_pool(
         PADDING=padding,
         RELU=relu,
     )
-    return y.permute(0, 3, 1, 2)
+    return y
 
 
 @operation(
@@ -359,7 +358,7 @@ def norm_relu_pool_backward(
     index = torch.empty(upstream.shape, dtype=torch.uint8, device=x.device)
     partial = torch.empty((2, programs, matrix.shape[1]), device=x.device)
     grad_weight, grad_bias = torch.empty_like(mean), torch.empty_like(mean)
-    grad_x = torch.empty_like(matrix)
+    grad_x = torch.empty_like(x, memory_format=torch.channels_last)
     sizes = (matrix.shape[1], *x.shape[2:], *grad.shape[2:], eps)
     window = {"KERNEL": kernel_size, "STRIDE": stride, "PADDING": padding}
     _pool_reduce_kernel[(programs, pooled.across)](
@@ -398,4 +397,4 @@ def norm_relu_pool_backward(
         TRAINING=training,
         num_warps=2,
     )
-    return as_images(grad_x, x.shape), grad_weight, grad_bias
+    return grad_x, grad_weight, grad_bias

@@ -14,7 +14,6 @@ from manystream.functional.kernels.tiles import (
     PARTIALS,
     STAGES,
     Tiles,
-    as_images,
     as_matrix,
     is_last_program,
     share,
@@ -158,7 +157,8 @@ def scaled_backward(
 ) -> tuple[Tensor, Tensor]:
     """``scalar * grad + other``, and the sum of ``grad * raw``; all of raw's shape."""
     upstream, matrix = as_matrix(grad), as_matrix(raw)
-    grad_raw, grad_scalar = torch.empty_like(matrix), torch.empty_like(scalar)
+    grad_raw = torch.empty_like(raw, memory_format=torch.channels_last)
+    grad_scalar = torch.empty_like(scalar)
     tile = 4096
     programs, each = share(-(-matrix.numel() // tile), 1)
     _backward_kernel[(programs,)](
@@ -176,4 +176,4 @@ def scaled_backward(
         OTHER=other is not None,
         num_warps=4,
     )
-    return as_images(grad_raw, raw.shape), grad_scalar
+    return grad_raw, grad_scalar

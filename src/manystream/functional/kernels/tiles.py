@@ -137,12 +137,6 @@ def as_matrix(images: Tensor) -> Tensor:
     return images.permute(0, 2, 3, 1).reshape(-1, images.shape[1]).contiguous()
 
 
-def as_images(matrix: Tensor, size: torch.Size) -> Tensor:
-    """(B·H·W, C) as a channels-last (B, C, H, W)."""
-    batch, channels, height, width = size
-    return matrix.view(batch, height, width, channels).permute(0, 3, 1, 2)
-
-
 _tickets: dict[tuple[torch.device, int], Tensor] = {}
 _TICKETS = 1024
 

@@ -41,21 +41,25 @@ class Advice:
         needs: what steps take.
         settings: what would fit, the best first: the same batch in a leaner mode, or else the
             largest power of two in the leanest; and that in the same mode.
+        in_graphs: whether the step was to be replayed from CUDA graphs. They take more memory than
+            eager steps, which is what settings are about.
     """
 
     failed: Step
     memory: MemoryMode | None
     needs: StepNeeds
     settings: list[Setting]
+    in_graphs: bool = False
 
     def changes(self) -> dict[str, Any]:
-        """What to change to have the best setting: ``memory``, ``batch_size``, or both."""
+        """What to change to have the best setting: ``memory``, ``batch_size``, ``cuda_graphs``."""
         if not self.settings:
             return {}
         best = self.settings[0]
         asked = {"memory": best.memory, "batch_size": best.batch_size}
         had = {"memory": self.memory, "batch_size": self.failed.batch_size}
-        return {name: value for name, value in asked.items() if value != had[name]}
+        changed = {name: value for name, value in asked.items() if value != had[name]}
+        return changed | ({"cuda_graphs": "off"} if self.in_graphs else {})
 
     def __str__(self) -> str:
         batch_size, (height, width) = self.failed.batch_size, self.failed.image_size
@@ -78,11 +82,17 @@ class Advice:
                 "no memory mode and batch size would fit; take smaller images or a narrower net"
             ]
         fits = [f"  {_describe(setting)}" for setting in self.settings]
-        return ["what would fit, by estimate:", *fits]
+        how = "without CUDA graphs, by estimate" if self.in_graphs else "by estimate"
+        return [f"what would fit, {how}:", *fits]
 
 
 def advise(
-    needs: StepNeeds, failed: Step, memory: MemoryMode | None, available_bytes: int | None
+    needs: StepNeeds,
+    failed: Step,
+    memory: MemoryMode | None,
+    available_bytes: int | None,
+    *,
+    in_graphs: bool = False,
 ) -> Advice:
     """Find what would fit where a step did not.
 
@@ -91,6 +101,7 @@ def advise(
         failed: the step that did not fit.
         memory: its memory mode; None for a network without modes.
         available_bytes: memory that the process may have; None if unknown.
+        in_graphs: whether the step was to be replayed from CUDA graphs.
     """
     mode = next(iter(needs.peak))
     # That it failed says more than any estimate of what there was.
@@ -100,7 +111,7 @@ def advise(
     settings = list(_candidates(needs, failed.batch_size, _SAFE_SHARE * most))
     if memory is None:
         settings = [replace(setting, memory=None) for setting in settings]
-    return Advice(failed, memory, needs, settings)
+    return Advice(failed, memory, needs, settings, in_graphs)
 
 
 def _candidates(needs: StepNeeds, batch_size: int, available: float) -> Iterator[Setting]:

@@ -14,6 +14,7 @@ from manystream.models import StreamNetwork
 from manystream.streams import StreamBatch
 from manystream.training.memory.advice import Advice, advise
 from manystream.training.memory.needs import Step, measure_needs
+from manystream.training.module import ClassifierModule
 from manystream.training.recipe.precision import Precision
 
 _T = TypeVar("_T")
@@ -42,10 +43,12 @@ class LatestBatch:
     Attributes:
         batch_size: samples of the latest batch; 0 before the first.
         image_size: their height and width in pixels.
+        in_graphs: whether the step was to be replayed from CUDA graphs.
     """
 
     batch_size: int = 0
     image_size: tuple[int, int] = (0, 0)
+    in_graphs: bool = False
 
 
 class StepWatch(pl.Callback):
@@ -67,6 +70,8 @@ class StepWatch(pl.Callback):
         if isinstance(batch, StreamBatch):
             height, width = batch.streams[0].shape[2:]
             self._latest.batch_size, self._latest.image_size = len(batch), (height, width)
+            assert isinstance(pl_module, ClassifierModule)
+            self._latest.in_graphs = pl_module.in_graphs
 
 
 def explain_out_of_memory(
@@ -93,7 +98,8 @@ def explain_out_of_memory(
     step = Step(latest.batch_size, latest.image_size, _AUTOCAST.get(precision))
     needs = measure_needs(network, step)
     memory = getattr(network, "memory", None)
-    raise StepOutOfMemory(advise(needs, step, memory, _available_bytes()))
+    advice = advise(needs, step, memory, _available_bytes(), in_graphs=latest.in_graphs)
+    raise StepOutOfMemory(advice)
 
 
 _AUTOCAST: dict[Precision, torch.dtype] = {
@@ -114,4 +120,6 @@ def _available_bytes() -> int | None:
 
 
 def _in_python(name: str, value: Any) -> str:
-    return f'model.memory = "{value}"' if name == "memory" else f"a loader with {name}={value}"
+    if name == "memory":
+        return f'model.memory = "{value}"'
+    return f"a loader with {name}={value}" if name == "batch_size" else f'fit({name}="{value}")'
