@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from manystream.functional import After, Pool, Running, batch_norm_act, group_norm_act
+from manystream.functional.kernels import choice
 
 POOL = Pool(kernel_size=3, stride=2, padding=1)
 AFTERS = [After(relu=False), After(), After(pool=POOL)]
@@ -63,7 +64,9 @@ def test_group_norm_gradients(after, with_residual):
 
 @pytest.mark.parametrize("after", AFTERS)
 @pytest.mark.parametrize("training", [True, False])
-def test_batch_norm_agrees_with_stock_operations(after, training):
+@pytest.mark.parametrize("left_to_torch", [True, False])
+def test_batch_norm_agrees_with_stock_operations(after, training, left_to_torch, monkeypatch):
+    monkeypatch.setattr(choice, "leave_to_torch", lambda x: left_to_torch)
     x, residual, weight, bias = operands()
     ours, theirs = statistics(), statistics()
     y = batch_norm_act(
@@ -95,6 +98,19 @@ def test_group_norm_agrees_with_stock_operations(after):
     y = group_norm_act(x, 2, weight, bias, residual=residual, after=after)
     norm = partial(F.group_norm, num_groups=2, weight=weight, bias=bias)
     torch.testing.assert_close(y, stock(norm, x, residual, after), rtol=1e-12, atol=1e-12)
+
+
+def test_what_is_left_to_torch_gives_the_same_gradients_and_counts(monkeypatch):
+    found = []
+    for left_to_torch in (True, False):
+        monkeypatch.setattr(choice, "leave_to_torch", lambda x, left=left_to_torch: left)
+        inputs = operands()
+        x, residual, weight, bias = inputs
+        buffers = Running(*statistics(), torch.tensor(3))
+        y = batch_norm_act(x, buffers, weight, bias, residual=residual)
+        assert ("NormAct" in type(y.grad_fn).__name__) != left_to_torch
+        found.append([*torch.autograd.grad(y.square().sum(), inputs), *buffers])
+    torch.testing.assert_close(*found, rtol=1e-11, atol=1e-11)
 
 
 def test_no_rows_give_zero_gradients():

@@ -290,3 +290,18 @@ def test_a_new_network_gives_every_class_a_chance() -> None:
         logits = model.train(training)(images, present=mask_of("11 01 10 11"))
         assert logits.isfinite().all()
         assert 0 < logits.std() < 4
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch's own, where it breaks the graph
+def test_a_compiled_network_trains_alike() -> None:
+    network = small_resnet().train()
+    batch = network.to_batch(random_images(mask := mask_of("11 01 10 11")), mask)
+    found = []
+    for called in (network, torch.compile(network, backend="aot_eager")):
+        network.zero_grad()
+        loss = called(batch).square().sum()
+        loss.backward()
+        grads = [p.grad.clone() for p in network.parameters() if p.grad is not None]
+        found.append([loss.detach(), *grads])
+    torch.compiler.reset()
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from manystream.functional.kernels.choice import interpreted
 from manystream.functional.kernels.registry import operation
-from manystream.functional.kernels.tiles import block_columns
+from manystream.functional.kernels.tiles import block_columns, share
 
 _CHANNELS = 4
 _LEAST = 16  # what a matrix unit takes at least
@@ -26,7 +26,6 @@ _PIXELS_FORWARD, _PIXELS_BACKWARD = 128, 64
 bfloat16, took 268 µs forward and 280 backward on an H200, 82 of each to pad the images; library
 kernels took 805 and 519.
 """
-_PROGRAMS = 2 * 132
 _STAGES = tl.constexpr(2)
 
 
@@ -235,12 +234,11 @@ def few_channels_conv_backward(
     """Gradient of the kernel, float32."""
     layout, columns = _Layout.of(x, kernel_size, stride, padding), grad.shape[1]
     blocks = layout.blocks(columns)
-    tiles = triton.cdiv(layout.pixels, _PIXELS_BACKWARD)
-    each = triton.cdiv(tiles, _PROGRAMS)
-    programs = triton.cdiv(tiles, each)
+    across = triton.cdiv(columns, blocks["COLUMNS"])
+    programs, each = share(triton.cdiv(layout.pixels, _PIXELS_BACKWARD), across)
     shape = (programs, columns, layout.taps, layout.span // _CHANNELS, _CHANNELS)
     partial = torch.empty(shape, dtype=torch.float32, device=x.device)
-    _few_channels_wgrad_kernel[(programs, triton.cdiv(columns, blocks["COLUMNS"]))](
+    _few_channels_wgrad_kernel[(programs, across)](
         grad.contiguous(memory_format=torch.channels_last),
         layout.pad(x, grad.dtype),
         partial,
