@@ -43,7 +43,7 @@ def operands(channels, kernel_size, height, width, *, out_channels=6, batch=3):
 def assert_the_same_convolution(x, weight, stride, padding, dtype):
     x = x.to(dtype).to(x.dtype)  # the interpreter cuts where a GPU rounds
     with choice.launches_are_free():
-        assert has_few_channels(x)
+        assert has_few_channels(x, weight)
         found = few_channels_conv2d(x, weight, stride, padding, dtype)
     assert found.dtype == dtype
     assert found.is_contiguous(memory_format=torch.channels_last)
@@ -116,18 +116,18 @@ def test_a_convolution_goes_there_under_autocast():
 
 
 @pytest.mark.parametrize(
-    ("channels", "wants_gradient", "applies"),
-    [(4, False, True), (5, False, False), (3, True, False)],
+    ("channels", "kernel_size", "wants_gradient", "applies"),
+    [(4, 8, False, True), (5, 7, False, False), (3, 9, False, False), (3, 7, True, False)],
 )
-def test_where_it_applies(channels, wants_gradient, applies):
-    x, _ = operands(channels, 7, 16, 16)
+def test_where_it_applies(channels, kernel_size, wants_gradient, applies):
+    x, weight = operands(channels, kernel_size, 16, 16)
     with choice.launches_are_free():
-        assert has_few_channels(x.requires_grad_(wants_gradient)) == applies
+        assert has_few_channels(x.requires_grad_(wants_gradient), weight) == applies
 
 
 def test_without_kernels_the_stock_convolution_stays():
-    x, _ = operands(3, 7, 16, 16)
-    assert not has_few_channels(x.cpu())
+    x, weight = operands(3, 7, 16, 16)
+    assert not has_few_channels(x.cpu(), weight)
 
 
 def test_the_operations_pass_torchs_checks():

@@ -11,11 +11,14 @@ from torch.autograd.function import once_differentiable
 from manystream.functional.kernels import choice
 
 _FEW = 4
+_LARGEST_KERNEL = 8
+"""With four channels, a line of the window is 32 values; larger ones do not fit a multiprocessor."""
 
 
-def has_few_channels(x: Tensor) -> bool:
+def has_few_channels(x: Tensor, weight: Tensor) -> bool:
     """Whether :func:`few_channels_conv2d` takes x and serves: images that want no gradient."""
-    return x.shape[1] <= _FEW and not x.requires_grad and choice.available(x)
+    fits = x.shape[1] <= _FEW and weight.shape[-1] <= _LARGEST_KERNEL
+    return fits and not x.requires_grad and choice.available(x)
 
 
 def few_channels_conv2d(
