@@ -12,7 +12,7 @@ from manystream.functional.kernels import choice
 
 _FEW = 4
 _LARGEST_KERNEL = 8
-"""With four channels, a line of the window is 32 values; larger ones do not fit a multiprocessor."""
+"""With four channels a line of its window is 32 values; more would not fit a multiprocessor."""
 
 
 def has_few_channels(x: Tensor, weight: Tensor) -> bool:
