@@ -159,8 +159,9 @@ class MaskedNet(nn.Module):
         return self._relu(x.add_(identity) if self.in_place else x + identity)
 
 
-def _stock_conv(conv: nn.Conv2d, x: Tensor) -> Tensor:
+def _stock_conv(conv: nn.Module, x: Tensor) -> Tensor:
     """Without what ours does for few channels; the bias comes later."""
+    assert isinstance(conv, nn.Conv2d)
     return F.conv2d(x, conv.weight, None, conv.stride, conv.padding)
 
 

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 import manystream as ms
 from manystream.data.bench import FeedingCase, measure_feeding
@@ -100,9 +101,10 @@ class RepeatedRows(Repeated):
 
     _source: PreparedSource
 
-    def read_many(self, indices: Sequence[int], stream: int) -> np.ndarray:
+    def read_many(self, indices: Sequence[int], stream: int, *, pinned: bool = False) -> Tensor:
         """Images of several samples."""
-        return self._source.read_many([index % self._length for index in indices], stream)
+        rows = [index % self._length for index in indices]
+        return self._source.read_many(rows, stream, pinned=pinned)
 
 
 def measure(

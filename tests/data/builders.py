@@ -1,5 +1,6 @@
 """Streams, raw images and sources that the data tests share."""
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,11 @@ def ramps(height: int, width: int) -> np.ndarray:
 
 def noise(height: int, width: int, channels: int = 3) -> np.ndarray:
     return np.random.default_rng(7).integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+
+def reading_threads() -> list[threading.Thread]:
+    """Threads of ours that read ahead."""
+    return [thread for thread in threading.enumerate() if "manystream-read" in thread.name]
 
 
 def write_image(path: Path, pixels: np.ndarray) -> None:

@@ -7,15 +7,16 @@ from hypothesis import strategies as st
 from manystream.data.augmentation import Augmentation
 from manystream.data.dataset import Collate, SampleKey, StreamDataset
 from manystream.data.device import DeviceLoader, prepare
+from manystream.data.image import UnreadableImageError
 from manystream.data.prepared import PreparedSource
 from manystream.data.preprocessing import Preprocessing
 from manystream.data.raw import RawDataset
-from manystream.data.sampler import StreamBatchSampler
+from manystream.data.sampler import StreamBatchSampler, shared
 from manystream.data.source import StreamSpec
 from manystream.data.statistics import StreamStatistics
 from manystream.data.transforms import EvalTransform, TrainTransform
 from manystream.dropout import ModalityDropout
-from tests.data.builders import DEPTH, OTHER, RGB, ArraySource, noise
+from tests.data.builders import DEPTH, OTHER, RGB, ArraySource, noise, reading_threads
 from tests.data.prepared.builders import prepared, small_source
 
 SECOND = StreamSpec("second", 1, "depth")
@@ -140,10 +141,11 @@ def loader(tmp_path):
     source = PreparedSource(tmp_path, "train")
     preprocessing = Preprocessing((5, 6), source.streams, source.statistics)
 
-    def make(num_workers=0):
+    def make(**reading):
         sampler = StreamBatchSampler(source.present, 8, shuffle=True, seed=3)
+        sampler.select = ModalityDropout(2, 0.5, seed=3).draw
         dataset = RawDataset(source, TrainTransform(preprocessing), 3)
-        return DeviceLoader(dataset, CPU, batch_sampler=sampler, num_workers=num_workers)
+        return DeviceLoader(dataset, CPU, batch_sampler=sampler, **reading)
 
     return make
 
@@ -152,9 +154,9 @@ def test_prepared_rows_are_read_a_stream_at_a_time(loader, monkeypatch):
     calls = []
     read_many = PreparedSource.read_many
 
-    def counted(self, indices, stream):
+    def counted(self, indices, stream, **how):
         calls.append(stream)
-        return read_many(self, indices, stream)
+        return read_many(self, indices, stream, **how)
 
     monkeypatch.setattr(PreparedSource, "read_many", counted)
     batches = list(loader())
@@ -164,6 +166,7 @@ def test_prepared_rows_are_read_a_stream_at_a_time(loader, monkeypatch):
 
 def test_a_loader_gives_what_the_host_gives(loader):
     device_loader = loader()
+    device_loader.batch_sampler.select = None
     data = device_loader.dataset
     host = StreamDataset(data.source, data.transform, data.seed)
     keys = list(device_loader.batch_sampler)
@@ -172,17 +175,71 @@ def test_a_loader_gives_what_the_host_gives(loader):
         assert_alike(expected, batch, data.source.streams, data.source.statistics)
 
 
-def test_workers_change_nothing_and_epochs_differ(loader):
-    alone, helped = loader(), loader(num_workers=1)
-    for a, b in zip(alone, helped, strict=True):
+def begin(loader, epoch, batch=0):
+    """Go where a training loop would."""
+    sampler = loader.batch_sampler
+    sampler.epoch, sampler.start = epoch, batch
+    sampler.select.__self__.begin(epoch, batch)
+    return loader
+
+
+def assert_same(expected, found):
+    for a, b in zip(expected, found, strict=True):
+        assert a.ids == b.ids
+        assert torch.equal(a.presence.mask, b.presence.mask)
+        assert torch.equal(a.target, b.target)
         assert all(map(torch.equal, a.streams, b.streams))
-    first = next(iter(alone))
-    alone.batch_sampler.epoch = 1
-    assert not torch.equal(first.streams[0][:1], next(iter(alone)).streams[0][:1])
+
+
+@pytest.mark.parametrize("reading", [{"num_workers": 1}, {"num_threads": 1}, {"num_threads": 3}])
+def test_who_reads_ahead_changes_nothing(loader, reading):
+    alone, helped = loader(), loader(**reading)
+    for epoch in range(2):
+        assert_same(begin(alone, epoch), begin(helped, epoch))
+
+
+def test_epochs_differ(loader):
+    batches = loader()
+    first, second = next(iter(begin(batches, 0))), next(iter(begin(batches, 1)))
+    assert first.ids != second.ids
+    assert not torch.equal(first.streams[0][:1], second.streams[0][:1])
+
+
+def test_a_run_goes_on_within_an_epoch_whatever_was_read_ahead(loader):
+    threaded = loader(num_threads=2)
+    expected = list(begin(threaded, 1))
+    stopped = iter(begin(threaded, 1))
+    next(stopped)
+    del stopped
+    state = torch.get_rng_state()
+    assert_same(expected[1:], begin(threaded, 1, batch=1))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_processes_share_what_threads_read(loader):
+    whole = loader()
+    whole.batch_sampler.select, whole.batch_sampler.batch_size = None, 16
+    expected = {name for batch in whole for name in batch.ids}
+    found = []
+    for rank in range(2):
+        part = loader(num_threads=2)
+        part.batch_sampler.select = None
+        with shared(part, rank, 2):
+            found += [name for batch in part for name in batch.ids]
+    assert len(found) == len(expected)
+    assert set(found) == expected
+
+
+def test_damage_that_a_thread_finds_is_told(loader, tmp_path):
+    stream = tmp_path / "train/0-rgb.npy"
+    stream.write_bytes(stream.read_bytes()[:-1] + b"!")
+    with pytest.raises(UnreadableImageError, match=r"0-rgb\.npy: row \d+ is not what was written"):
+        list(loader(num_threads=2))
+    assert not reading_threads()
 
 
 def test_dropout_is_drawn_before_reading(loader):
-    filled = loader()
+    filled = loader(num_threads=2)
     filled.batch_sampler.select = ModalityDropout(2, 1.0).draw
     assert all(batch.presence.mask.sum(dim=1).max() == 1 for batch in filled)
 
@@ -198,6 +255,27 @@ def test_a_gpu_does_what_the_host_does():
     device = prepare(raw.pin_memory().to(torch.device("cuda")), transform.preprocessing)
     for x, y in zip(host.streams, device.streams, strict=True):
         torch.testing.assert_close(x, y.cpu(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_is_fed_what_the_host_is(tmp_path):
+    prepared(tmp_path, small_source(size=(96, 128)))
+    source = PreparedSource(tmp_path, "train")
+    transform = TrainTransform(Preprocessing((5, 6), source.streams, source.statistics))
+    raw = RawDataset(source, transform, 3, pinned=True)
+    sampler = StreamBatchSampler(source.present, 8, shuffle=True, seed=3)
+    assert all(images.is_pinned() for images in raw.__getitems__(next(iter(sampler))).images)
+    fed = DeviceLoader(raw, torch.device("cuda"), num_threads=2, batch_sampler=sampler)
+    host = DeviceLoader(RawDataset(source, transform, 3), CPU, batch_sampler=sampler)
+    busy = torch.rand(4096, 4096, device="cuda")
+    found = []
+    for batch in fed:  # copies run ahead of what the GPU is kept busy with
+        busy = busy @ busy / busy.norm()
+        found.append((batch, [x.clone() for x in batch.streams]))
+    for expected, (batch, streams) in zip(host, found, strict=True):
+        assert torch.equal(expected.target, batch.target.cpu())
+        for x, y in zip(expected.streams, streams, strict=True):
+            torch.testing.assert_close(x, y.cpu(), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")

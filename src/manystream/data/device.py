@@ -7,12 +7,14 @@ What is drawn at random has been drawn on the host, sample by sample, so it is t
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from manystream.data.ahead import read_ahead
 from manystream.data.preprocessing import Preprocessing, normalise
 from manystream.data.raw import RawBatch, RawDataset, as_read
 from manystream.data.resampling import crop_nearest, crop_resize
@@ -31,20 +33,49 @@ class DeviceLoader(DataLoader[StreamBatch]):
     Args:
         dataset: what to read.
         device: where to prepare; without a number, the current device of its kind.
-        arguments: of ``torch.utils.data.DataLoader``.
+        num_threads: threads of this process that read ahead; 0 leaves reading to DataLoader.
+        arguments: of ``torch.utils.data.DataLoader``; with threads, no ``num_workers``.
     """
 
-    def __init__(self, dataset: RawDataset, device: torch.device, **arguments: Any) -> None:
+    def __init__(
+        self, dataset: RawDataset, device: torch.device, *, num_threads: int = 0, **arguments: Any
+    ) -> None:
         super().__init__(dataset, collate_fn=as_read, **arguments)  # type: ignore[arg-type]
         self.device = device
+        self.num_threads = num_threads
         self.preprocessing = dataset.transform.preprocessing
+        self._read_batch = dataset.__getitems__
+        self._copying: torch.cuda.Stream | None = None
 
     def __iter__(self) -> Iterator[StreamBatch]:  # type: ignore[override]
+        return map(self._prepare, self._read())
+
+    def _read(self) -> Iterator[RawBatch]:
+        if self.num_threads:
+            keys: Any = self.batch_sampler
+            return read_ahead(self._read_batch, keys, self.num_threads)
         # Begun at once, not with the first batch: it draws a seed, which a resumed run repeats.
-        return map(self._prepare, super().__iter__())
+        return super().__iter__()
 
     def _prepare(self, raw: RawBatch) -> StreamBatch:
-        return prepare(raw.to(self.device), self.preprocessing)
+        if self.device.type != "cuda":
+            return prepare(raw.to(self.device), self.preprocessing)
+        return self._prepare_beside(raw, torch.cuda.current_stream(self.device))
+
+    def _prepare_beside(self, raw: RawBatch, computing: torch.cuda.Stream) -> StreamBatch:
+        """Copy the images on a stream of their own, while the GPU does the step before.
+
+        Only the images: their memory is the next copy's as soon as they are prepared, which the
+        last line has that copy wait for. The target lives on with the batch.
+        """
+        # Kept: memory belongs to the stream that it was taken on.
+        self._copying = copying = self._copying or torch.cuda.Stream(self.device)
+        with torch.cuda.stream(copying):
+            images = tuple(x.to(self.device, non_blocking=True) for x in raw.images)
+        computing.wait_stream(copying)
+        batch = prepare(replace(raw, images=images).to(self.device), self.preprocessing)
+        copying.wait_stream(computing)
+        return batch
 
 
 def prepare(raw: RawBatch, preprocessing: Preprocessing) -> StreamBatch:

@@ -13,10 +13,13 @@ from manystream.data.device import DeviceLoader
 from manystream.data.opening import identified, open_split
 from manystream.data.options import AugmentOn, DataOptions, Report
 from manystream.data.preprocessing import Preprocessing
-from manystream.data.raw import RawDataset
+from manystream.data.raw import BatchReader, RawDataset
 from manystream.data.sampler import StreamBatchSampler
 from manystream.data.transforms import EvalTransform, TrainTransform
 from manystream.streams import StreamBatch
+
+# More would only wait for each other: a third of their time is spent on draws, in Python.
+_MOST_THREADS = 4
 
 
 @dataclass(frozen=True)
@@ -91,22 +94,27 @@ def make_loader(
         accelerator: where the network runs, by Lightning's names.
     """
     source = dataset.source
+    sampler = StreamBatchSampler(
+        source.present,
+        options.samples_per_batch,
+        shuffle=shuffle,
+        drop_last=shuffle,
+        seed=dataset.seed,
+    )
+    device = preparing_device(options.augment_on, accelerator)
+    if device is not None and isinstance(source, BatchReader):
+        pinned = device.type == "cuda"
+        rows = RawDataset(source, dataset.transform, dataset.seed, pinned=pinned)
+        threads = min(options.num_workers, _MOST_THREADS)
+        return DeviceLoader(rows, device, num_threads=threads, batch_sampler=sampler)
     feeding: dict[str, Any] = {
-        "batch_sampler": StreamBatchSampler(
-            source.present,
-            options.samples_per_batch,
-            shuffle=shuffle,
-            drop_last=shuffle,
-            seed=dataset.seed,
-        ),
+        "batch_sampler": sampler,
         "num_workers": options.num_workers,
         "persistent_workers": options.num_workers > 0,
         "pin_memory": torch.cuda.is_available(),
     }
-    device = preparing_device(options.augment_on, accelerator)
     if device is not None:
-        raw = RawDataset(source, dataset.transform, dataset.seed)
-        return DeviceLoader(raw, device, **feeding)
+        return DeviceLoader(RawDataset(source, dataset.transform, dataset.seed), device, **feeding)
     collate = Collate([spec.channels for spec in source.streams])
     return DataLoader(dataset, collate_fn=collate, **feeding)  # type: ignore[arg-type]
 

@@ -54,7 +54,8 @@ class DataOptions:
     batch_size: int | Literal["auto"] = 64
     """Samples per batch; auto is for training on one GPU, the largest whose steps fit."""
     num_workers: int = 2
-    """Processes that read images; 0 reads in the main process."""
+    """Processes that read images; 0 reads in the main process. Images of a prepared set that are
+    augmented on the device need no decoding: threads read them, as many but at most 4."""
     on_error: OnError = "raise"
     """What bad input does: stop before training, or be skipped, counted and reported. Skipped, an
     unreadable image is absent, a row without a usable label is left out, and NaN or negative depth

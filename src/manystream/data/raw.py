@@ -24,8 +24,17 @@ Size = tuple[int, int]
 class BatchReader(Protocol):
     """A source that reads a stream of many samples at once."""
 
-    def read_many(self, indices: Sequence[int], stream: int) -> np.ndarray:
-        """Images of these samples, which all have the stream, shape (K, H, W, C)."""
+    def read_many(self, indices: Sequence[int], stream: int, *, pinned: bool = False) -> Tensor:
+        """Read a stream of some samples; several threads may do so at a time.
+
+        Args:
+            indices: numbers of the samples, which all have the stream.
+            stream: number of the stream.
+            pinned: whether to read into page-locked memory, which a GPU copies by itself.
+
+        Returns:
+            Shape (K, H, W, C), with the values as stored.
+        """
         ...
 
 
@@ -80,12 +89,16 @@ class RawDataset(Dataset[RawBatch]):
         source: where images come from; :class:`BatchReader` sources are read a stream at a time.
         transform: what draws, and knows the size that images are to have.
         seed: with epoch and sample number, the seed of a sample's augmentation.
+        pinned: whether to read into page-locked memory, which a worker process cannot share.
     """
 
-    def __init__(self, source: Source, transform: Transform, seed: int = 0) -> None:
+    def __init__(
+        self, source: Source, transform: Transform, seed: int = 0, *, pinned: bool = False
+    ) -> None:
         self.source = source
         self.transform = transform
         self.seed = seed
+        self.pinned = pinned
 
     def __len__(self) -> int:
         return len(self.source.targets)
@@ -107,21 +120,22 @@ class RawDataset(Dataset[RawBatch]):
             for samples, (_, sizes) in zip(rows, read, strict=True)
         ]
         size = self.transform.preprocessing.size
-        return RawBatch(
-            tuple(torch.from_numpy(images) for images, _ in read),
+        batch = RawBatch(
+            tuple(images for images, _ in read),
             tuple(None if _is_plain(x, size) else x for x in frames),
             draws,
             presence,
             self.source.targets[indices],
             tuple(self.source.ids[key.index] for key in keys),
         )
+        return batch.pin_memory() if self.pinned else batch
 
-    def _read(self, indices: Sequence[int], stream: int) -> tuple[np.ndarray, list[Size]]:
+    def _read(self, indices: Sequence[int], stream: int) -> tuple[Tensor, list[Size]]:
         spec = self.source.streams[stream]
         if not indices:
-            return np.empty((0, 1, 1, spec.channels), np.uint8), []
+            return torch.empty((0, 1, 1, spec.channels), dtype=torch.uint8), []
         if isinstance(self.source, BatchReader):
-            images = self.source.read_many(indices, stream)
+            images = self.source.read_many(indices, stream, pinned=self.pinned)
             sizes = [(images.shape[1], images.shape[2])] * len(images)
         else:
             images, sizes = _padded([self.source.read(index, stream) for index in indices])
@@ -151,15 +165,15 @@ def as_read(batch: RawBatch) -> RawBatch:
     return batch
 
 
-def _padded(images: Sequence[np.ndarray]) -> tuple[np.ndarray, list[Size]]:
+def _padded(images: Sequence[np.ndarray]) -> tuple[Tensor, list[Size]]:
     sizes = [(image.shape[0], image.shape[1]) for image in images]
     if len(set(sizes)) == 1:
-        return np.stack(images), sizes
+        return torch.from_numpy(np.stack(images)), sizes
     height, width = np.max(sizes, axis=0)
     padded = np.zeros((len(images), height, width, images[0].shape[2]), images[0].dtype)
     for place, image in zip(padded, images, strict=True):
         place[: image.shape[0], : image.shape[1]] = image
-    return padded, sizes
+    return torch.from_numpy(padded), sizes
 
 
 def _frames(draws: Sequence[Draw], sizes: Sequence[Size]) -> Tensor:

@@ -113,11 +113,27 @@ def test_the_device_prepares_the_same_batches(root):
     on_cpu, expected = batches(data, augment_on="cpu")
     on_device, found = batches(data, augment_on="device")
     assert isinstance(on_device.train, DeviceLoader)
+    assert on_device.train.num_threads == 0
     assert not isinstance(on_cpu.train, DeviceLoader)
     for a, b in zip(expected, found, strict=True):
         assert torch.equal(a.target, b.target)
         assert torch.allclose(a.streams[0], b.streams[0], atol=0.05)
         assert torch.equal(a.streams[1], b.streams[1])
+
+
+@pytest.mark.parametrize(("workers", "threads"), [(1, 1), (12, 4)])
+def test_the_device_is_fed_by_threads_from_a_set_and_by_processes_from_files(
+    root, workers, threads
+):
+    data = replace(write(root), augment_on="device")
+    _, expected = batches(data)
+    loaded, found = batches(data, num_workers=workers)
+    assert (loaded.train.num_threads, loaded.train.num_workers) == (threads, 0)
+    for a, b in zip(expected, found, strict=True):
+        assert all(map(torch.equal, a.streams, b.streams))
+    from_files = replace(options(root / "files"), augment_on="device", num_workers=1)
+    fed = training_data(from_files, report=silent).train
+    assert (fed.num_threads, fed.num_workers) == (0, 1)
 
 
 def test_where_images_are_prepared(monkeypatch):

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from manystream.data.image import UnreadableImageError
 from manystream.data.prepared.arrays import checksum, map_array
@@ -76,15 +77,24 @@ class PreparedSource:
         image: np.ndarray = self._mapped[stream][row]
         return image
 
-    def read_many(self, indices: Sequence[int], stream: int) -> np.ndarray:
+    def read_many(self, indices: Sequence[int], stream: int, *, pinned: bool = False) -> Tensor:
         """Images of several samples at once, shape (K, H, W, C).
+
+        Args:
+            indices: numbers of the samples, which all have the stream.
+            stream: number of the stream.
+            pinned: whether to read into page-locked memory.
 
         Raises:
             UnreadableImageError: as :meth:`read`.
         """
         rows = self._rows[stream][np.asarray(indices, np.int64)]
         self._check_rows(stream, rows)
-        images: np.ndarray = self._mapped[stream][rows]
+        mapped = self._mapped[stream]
+        dtype = torch.from_numpy(np.empty(0, mapped.dtype)).dtype
+        images = torch.empty((len(rows), *mapped.shape[1:]), dtype=dtype, pin_memory=pinned)
+        # Any other mode fills a copy of the result first, in case a number is out of bounds.
+        np.take(mapped, rows, axis=0, out=images.numpy(), mode="clip")
         return images
 
     def path(self, index: int, stream: int) -> Path:
