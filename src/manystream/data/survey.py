@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -17,6 +18,8 @@ from manystream.data.statistics import Moments, StreamStatistics, image_moments,
 
 Progress = Callable[[int, int], None]
 """Called after each image with how many are done and how many there are."""
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ def survey(
     Raises:
         ValueError: if ``limit`` is below 1.
     """
-    images = _decode_all(source, _present_images(source, limit), progress)
+    images = decode_all(partial(_examine, source), _present_images(source, limit), progress)
     dtypes = [_usual_dtype(images, stream) for stream in range(len(source.streams))]
     images = [_with_dtype_checked(image, dtypes[image.stream]) for image in images]
     if same_view:
@@ -126,16 +129,19 @@ def _present_images(source: Source, limit: int | None) -> list[tuple[int, int]]:
     return [(int(chosen[row]), stream) for row, stream in present]
 
 
-def _decode_all(
-    source: Source, wanted: Sequence[tuple[int, int]], progress: Progress | None
-) -> list[_Image]:
-    images = []
+def decode_all(
+    examine: Callable[[int, int], Found],
+    wanted: Sequence[tuple[int, int]],
+    progress: Progress | None,
+) -> list[Found]:
+    """What threads find in images, given by sample and stream; in the order of these."""
+    found = []
     with ThreadPoolExecutor() as pool:  # Decoders release the GIL.
-        for image in pool.map(lambda pair: _examine(source, *pair), wanted):
-            images.append(image)
+        for one in pool.map(lambda pair: examine(*pair), wanted):
+            found.append(one)
             if progress is not None:
-                progress(len(images), len(wanted))
-    return images
+                progress(len(found), len(wanted))
+    return found
 
 
 def _examine(source: Source, index: int, stream: int) -> _Image:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from manystream.data.image import UnreadableImageError
 from manystream.data.source import Source, StreamSpec
-from manystream.data.survey import Progress
+from manystream.data.survey import Progress, decode_all
 
 
 class Look(NamedTuple):
@@ -43,14 +42,8 @@ def look_at_all(source: Source, progress: Progress | None = None) -> list[Look]:
         source: the samples.
         progress: called with how many images are done and how many there are.
     """
-    wanted: Sequence[tuple[int, int]] = [(i, m) for i, m in source.present.nonzero().tolist()]
-    looks = []
-    with ThreadPoolExecutor() as pool:  # Decoders release the GIL.
-        for look in pool.map(lambda pair: _look(source, *pair), wanted):
-            looks.append(look)
-            if progress is not None:
-                progress(len(looks), len(wanted))
-    return looks
+    wanted = [(i, m) for i, m in source.present.nonzero().tolist()]
+    return decode_all(partial(_look, source), wanted, progress)
 
 
 def _look(source: Source, sample: int, stream: int) -> Look:

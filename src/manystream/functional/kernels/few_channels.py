@@ -20,6 +20,7 @@ from manystream.functional.kernels.registry import operation
 from manystream.functional.kernels.tiles import block_columns, share
 
 _CHANNELS = 4
+_PIXEL = tl.constexpr(_CHANNELS)  # values of a padded pixel, as kernels read it
 _LEAST = 16  # what a matrix unit takes at least
 _PIXELS_FORWARD, _PIXELS_BACKWARD = 128, 64
 """Pixels of a tile. A kernel of side 7 and stride 2 from 3 to 64 channels, at (115, 3, 224, 224) in
@@ -35,7 +36,7 @@ def _first_values(pixel, out_height, out_width, height, width, STRIDE: tl.conste
     out_line = pixel // out_width
     image = (out_line // out_height).to(tl.int64)
     line = image * height + (out_line % out_height) * STRIDE
-    return (line * width + (pixel % out_width) * STRIDE) * 4
+    return (line * width + (pixel % out_width) * STRIDE) * _PIXEL
 
 
 @triton.jit
@@ -72,7 +73,7 @@ def _few_channels_conv_kernel(
     there, in_columns = pixel < pixels, column < columns
     total = tl.zeros((PIXELS, COLUMNS), tl.float32)
     for tap in tl.static_range(KERNEL):
-        where = (first + tap * width * 4)[:, None] + place[None, :]
+        where = (first + tap * width * _PIXEL)[:, None] + place[None, :]
         seen = tl.load(padded + where, mask=there[:, None], other=0.0)
         where = (tap * SPAN + place)[:, None] + column[None, :] * (TAPS * SPAN)
         kernel = tl.load(weight + where, mask=in_columns[None, :], other=0.0)
@@ -106,7 +107,7 @@ def _few_channels_wgrad_kernel(
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     in_columns = column < columns
     entry = tl.arange(0, TAPS * SPAN)
-    offset = (entry // SPAN) * (width * 4) + entry % SPAN
+    offset = (entry // SPAN) * (width * _PIXEL) + entry % SPAN
     total = tl.zeros((COLUMNS, TAPS * SPAN), tl.float32)
     for tile in tl.range(program * tiles_each, (program + 1) * tiles_each, num_stages=_STAGES):
         pixel = tile * PIXELS + tl.arange(0, PIXELS)
