@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 import manystream as ms
 from manystream.layers.sync_norm import synchronise_norms
 from manystream.memory.bench import Row, save
+from manystream.training.distributed import average_gradients
 
 RESULTS = Path(__file__).parent / "results" / "distributed_h200.json"
 STREAMS, CLASSES = {"rgb": 3, "depth": 1}, 19
@@ -43,6 +44,11 @@ PATTERNS = {
 """Streams of the samples of a joined batch, of which each process has one half."""
 
 Norms = Callable[[nn.Module], nn.Module]
+
+Step = Callable[[list[Tensor], Tensor, Tensor], None]
+"""From images, presence and classes to gradients."""
+
+MakeStep = Callable[[ms.StreamResNet], Step]
 
 
 @dataclass(frozen=True)
@@ -104,22 +110,27 @@ def _differences(family: str, present: Tensor, convert: Norms, image_size: int) 
 
 
 def _speed(small: bool) -> Iterator[Row]:
-    """Samples per second of one process alone, and of both, with separate and joint norms."""
+    """Samples per second of one process alone, and of both.
+
+    In graphs, gradients are averaged as ``fit`` does it, after the backward pass.
+    """
     size = Size(18, 0.125, 4, 32, 2) if small else Size(18, 1.0, 128, 224, 20)
-    ways: dict[str, tuple[int, Norms]] = {
-        "one": (1, lambda network: network),
-        "two": (2, _distributed),
-        "two, joint norms": (2, lambda network: _distributed(_joint_norms(network))),
+    ways: dict[str, tuple[int, MakeStep]] = {
+        "one": (1, _eager_step),
+        "two": (2, lambda network: _eager_step(_distributed(network))),
+        "two, joint norms": (2, lambda network: _eager_step(_distributed(_joint_norms(network)))),
+        "one, graphs": (1, _graphed_step),
+        "two, graphs": (2, lambda network: _graphed_step(network, average=True)),
     }
     alone = math.nan
-    for name, (processes, convert) in ways.items():
+    for name, (processes, make_step) in ways.items():
         taking_part = dist.get_rank() < processes
-        rounds = _samples_per_second(size, convert) if taking_part else []
+        rounds = _samples_per_second(size, make_step) if taking_part else []
         dist.barrier()
         if not taking_part:
             continue
         per_second = processes * median(rounds)
-        alone = per_second if processes == 1 else alone
+        alone = per_second if name == "one" else alone
         yield {
             "kind": "speed",
             "name": name,
@@ -133,9 +144,36 @@ def _speed(small: bool) -> Iterator[Row]:
         }
 
 
-def _samples_per_second(size: Size, convert: Norms) -> list[float]:
+def _eager_step(network: nn.Module) -> Step:
+    """Loss and gradients, the latter averaged by the network's own means if at all."""
+
+    def step(images: list[Tensor], present: Tensor, target: Tensor) -> None:
+        with torch.autocast(_device().type, torch.bfloat16):
+            loss = _loss(network, images, present, target)
+        loss.backward()
+
+    return step
+
+
+def _graphed_step(network: ms.StreamResNet, *, average: bool = False) -> Step:
+    """The same replayed from CUDA graphs."""
+    graphed = ms.GraphedStep(network, F.cross_entropy)
+
+    def step(images: list[Tensor], present: Tensor, target: Tensor) -> None:
+        batch = replace(network.to_batch(images, present), target=target)
+        with torch.autocast(_device().type, torch.bfloat16):
+            loss, _ = graphed(batch)
+        loss.backward()
+        if average:
+            average_gradients(network.parameters())
+
+    return step
+
+
+def _samples_per_second(size: Size, make_step: MakeStep) -> list[float]:
     """Of this process, in each round."""
-    network = convert(_network("li_net3", size.depth, size.width))
+    network = _network("li_net3", size.depth, size.width)
+    gradients = make_step(network)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
     images, target = _batch(size.batch_size, size.image_size, torch.float32)
     present = torch.ones(size.batch_size, 2, dtype=torch.bool)
@@ -144,9 +182,7 @@ def _samples_per_second(size: Size, convert: Norms) -> list[float]:
 
     def step() -> None:
         optimizer.zero_grad()
-        with torch.autocast(_device().type, torch.bfloat16):
-            loss = _loss(network, images, present, target)
-        loss.backward()
+        gradients(images, present, target)
         optimizer.step()
 
     for _ in range(size.steps):
@@ -163,7 +199,7 @@ def _seconds(step: Callable[[], None], steps: int) -> float:
     return perf_counter() - start
 
 
-def _network(family: str, depth: int = 18, width: float = 0.25) -> nn.Module:
+def _network(family: str, depth: int = 18, width: float = 0.25) -> ms.StreamResNet:
     torch.manual_seed(0)
     network = ms.create_model(
         family, depth=depth, width=width, streams=STREAMS, num_classes=CLASSES

@@ -1,4 +1,5 @@
 import copy
+import gc
 import weakref
 
 import pytest
@@ -126,6 +127,19 @@ def test_nothing_outlives_the_step(mode):
     assert len(created.references) > 100
     left = [storage.nbytes() for r in created.references if (storage := r()) is not None]
     assert left == [loss.untyped_storage().nbytes()]
+
+
+@pytest.mark.parametrize("block", ["basic", "bottleneck"])
+@pytest.mark.parametrize("mode", ["fast", *MODES])
+def test_a_forward_pass_that_is_given_up_leaves_nothing(mode, block):
+    mask = mask_of("11 10 01 11")
+    net, images = network(block=block), random_images(mask, dtype=torch.float32)
+    net.memory = mode
+    with CreatedStorages() as created:
+        net(images, present=mask)
+    gc.collect()
+    assert len(created.references) > 50
+    assert [r().nbytes() for r in created.references if r() is not None] == []
 
 
 class CreatedStorages(TorchDispatchMode):

@@ -10,6 +10,7 @@ from tests.processes import KILLED, in_processes
 from tests.training.builders import repeatable
 from tests.training.together import (
     any_loader,
+    averaged_gradients,
     half_steps,
     own_loader,
     state_after,
@@ -135,6 +136,41 @@ def test_training_in_two_processes_is_training_in_one():
     torch.testing.assert_close(first[0], weights, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.parametrize("changes", [{}, {"accumulate_batches": 2, "gradient_clip": 0.05}])
+def test_averaging_after_the_backward_pass_is_averaging_while_it_runs(changes):
+    changes = {"precision": "64-true", "sync_batchnorm": False, **changes}
+    after = in_processes(train, 4, changes, count=2)
+    (expected, expected_history, _), _ = in_processes(
+        train, 4, {**changes, "strategy": "ddp"}, count=2
+    )
+    for weights, history, _ in after:
+        assert repeatable(history).keys() == repeatable(expected_history).keys()
+        for name, values in repeatable(expected_history).items():
+            assert history[name] == pytest.approx(values, rel=1e-6), name
+        torch.testing.assert_close(weights, expected, rtol=1e-7, atol=1e-9)
+
+
+def test_gradients_are_averaged_whatever_their_layout_and_where_there_is_none():
+    for averaged in in_processes(averaged_gradients, count=2):
+        ones, halves, frozen = averaged
+        torch.testing.assert_close(ones, torch.arange(24.0).view(2, 3, 2, 2))
+        torch.testing.assert_close(halves, torch.full((2,), 0.5))
+        assert frozen is None
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_replay_their_steps():
+    on_gpus = {"accelerator": "gpu", "precision": "64-true", "sync_batchnorm": False, "epochs": 4}
+    replayed = in_processes(train, 4, {**on_gpus, "cuda_graphs": "on"}, count=2)
+    (expected, expected_history, _), _ = in_processes(
+        train, 4, {**on_gpus, "strategy": "ddp"}, count=2
+    )
+    for weights, history, _ in replayed:
+        assert history["train_loss"] == pytest.approx(expected_history["train_loss"], rel=1e-6)
+        for name, weight in weights.items():
+            torch.testing.assert_close(weight.cpu(), expected[name].cpu(), rtol=1e-6, atol=1e-8)
+
+
 def test_streams_are_dropped_differently_and_again_the_same_in_each_process():
     dropout = {"modality_dropout": True, "modality_dropout_rate": 0.6}
     (_, _, first), (_, _, second) = in_processes(train, 4, dropout, count=2)
@@ -206,7 +242,7 @@ def test_batches_of_a_plain_list_and_of_an_iterator_are_shared():
 
 
 def test_torchrun_says_how_many_processes_there_are(monkeypatch):
-    assert FitOptions(devices=2).distribution()["strategy"] == "ddp"
+    assert FitOptions(devices=2).distribution()["strategy"] == "ddp_after_backward"
     alone = FitOptions().distribution()
     assert (alone["devices"], alone["strategy"]) == (1, "auto")
     for name, value in {
@@ -215,7 +251,7 @@ def test_torchrun_says_how_many_processes_there_are(monkeypatch):
         "LOCAL_WORLD_SIZE": "2",
     }.items():
         monkeypatch.setitem(os.environ, name, value)
-    expected = {"devices": 2, "num_nodes": 2, "strategy": "ddp"}
+    expected = {"devices": 2, "num_nodes": 2, "strategy": "ddp_after_backward"}
     assert FitOptions().distribution() == expected
     assert FitOptions(devices=2).distribution() == expected
     with pytest.raises(ValueError, match="devices is 3, but torchrun started 2 processes"):

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -14,6 +15,7 @@ from manystream.data.options import DataOptions
 from manystream.data.transforms import EvalTransform
 from manystream.layers.sync_norm import synchronise_norms
 from manystream.training import FitOptions, fit
+from manystream.training.distributed import average_gradients
 from tests.builders import mask_of, random_images, small_resnet
 from tests.data.builders import DEPTH, RGB, identity
 from tests.training.builders import CPU, array_source, easy_samples, tiny_model
@@ -58,6 +60,24 @@ def half_step(patterns, joint=False, modes=("fast",), on_gpus=False, **layout):
 def half_steps(cases):
     """Several of these, one after the other."""
     return [half_step(**case) for case in cases]
+
+
+def averaged_gradients():
+    """What two processes have whose gradients are laid out differently, or missing, in one."""
+    dist.init_process_group("gloo")
+    parameters = [
+        nn.Parameter(torch.zeros(2, 3, 2, 2).contiguous(memory_format=torch.channels_last)),
+        nn.Parameter(torch.zeros(2)),
+        nn.Parameter(torch.zeros(2), requires_grad=False),
+    ]
+    grad = torch.arange(24.0).view(2, 3, 2, 2)
+    if dist.get_rank() == 0:
+        parameters[0].grad = grad
+        parameters[1].grad = torch.ones(2)
+    else:
+        parameters[0].grad = grad.contiguous(memory_format=torch.channels_last)
+    average_gradients(parameters)
+    return [p.grad for p in parameters]
 
 
 def own_loader(batch_size, count=26, shuffle=True):

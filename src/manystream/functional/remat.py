@@ -80,7 +80,9 @@ class _Recorder:
         recipe = self._recipes.get(tensor.untyped_storage())
         if recipe is None:
             _tell(tensor)
-            return tensor
+            # An operation's own output would hold the operation that holds it: a pass that is never
+            # followed by its backward would never be let go.
+            return tensor.detach()
         recipe.will_be_used()
         return _Saved(recipe, tensor.size(), tensor.stride(), tensor.storage_offset())
 

@@ -3,11 +3,95 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
+import torch
+import torch.distributed as dist
 from lightning.pytorch.plugins import LayerSync
-from torch import nn
+from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
+from torch import Tensor, nn
 
 from manystream.layers.sync_norm import separate_norms, synchronise_norms
+
+
+class AfterBackwardStrategy(DDPStrategy):
+    """Processes that average their gradients once, when a backward pass has ended.
+
+    Torch's DistributedDataParallel averages while the pass runs, which asks autograd for each
+    gradient as it appears; a pass replayed from a CUDA graph has none to ask. As there, running
+    statistics are the first process's wherever they count: in validation and at the end.
+    """
+
+    _is_last_backward = True
+
+    def configure_ddp(self) -> None:
+        """Begin with the first process's weights; the module stays as it is."""
+        assert self.model is not None
+        _take_from_first(self.model.state_dict().values())
+
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """Let gradients add up, each process's by themselves."""
+        self._is_last_backward = False
+        try:
+            yield
+        finally:
+            self._is_last_backward = True
+
+    def post_backward(self, closure_loss: Tensor) -> None:
+        """Average what has added up."""
+        assert self.model is not None
+        if self._is_last_backward:
+            average_gradients(self.model.parameters())
+
+    def on_validation_start(self) -> None:
+        """Validate with the first process's running statistics."""
+        assert self.model is not None
+        _take_from_first(self.model.buffers())
+
+    def on_train_end(self) -> None:
+        """Leave the first process's running statistics in all."""
+        assert self.model is not None
+        _take_from_first(self.model.buffers())
+
+
+AFTER_BACKWARD = "ddp_after_backward"
+StrategyRegistry.register(AFTER_BACKWARD, AfterBackwardStrategy, AfterBackwardStrategy.__doc__)
+
+
+@torch.no_grad()
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace gradients by their mean over all processes, which all call it.
+
+    They travel together. Where a process has no gradient, it counts as zero.
+
+    Args:
+        parameters: the same in every process; those that want no gradient are passed over.
+    """
+    groups: dict[torch.dtype, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        if parameter.requires_grad:
+            groups.setdefault(parameter.dtype, []).append(parameter)
+    for group in groups.values():
+        joined = group[0].new_zeros(sum(p.numel() for p in group))
+        # Laid out as the parameters: a gradient may lie otherwise, and otherwise in each process.
+        means = [
+            piece.as_strided(p.shape, p.stride())
+            for piece, p in zip(joined.split([p.numel() for p in group]), group, strict=True)
+        ]
+        own = [(mean, p.grad) for mean, p in zip(means, group, strict=True) if p.grad is not None]
+        if own:
+            torch._foreach_copy_([mean for mean, _ in own], [grad for _, grad in own])
+        joined.div_(dist.get_world_size())
+        dist.all_reduce(joined)
+        for parameter, mean in zip(group, means, strict=True):
+            parameter.grad = mean
+
+
+def _take_from_first(tensors: Iterable[Tensor]) -> None:
+    for tensor in tensors:
+        dist.broadcast(tensor, src=0)
 
 
 class JointBatchNorm(LayerSync):

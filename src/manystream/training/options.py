@@ -44,7 +44,7 @@ class FitOptions(
     """Device, by Lightning's names."""
     cuda_graphs: Literal["auto", "on", "off"] = "auto"
     """Whether steps are replayed from CUDA graphs, one for each number of rows that the streams
-    have; auto does so on one GPU. Stratified modality dropout keeps these numbers few."""
+    have; auto does so on GPUs. Stratified modality dropout keeps these numbers few."""
     seed: int = 0
     """Seed of order, augmentation, dropout and modality dropout; a command seeds the initial
     weights with it too."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from manystream.graphs import GraphedStep
 from manystream.models import StreamNetwork
 from manystream.streams import StreamBatch
+from manystream.training.distributed import AfterBackwardStrategy
 from manystream.training.options import FitOptions
 
 Step = Callable[[StreamBatch], tuple[Tensor, Tensor]]
@@ -41,8 +42,10 @@ def _obstacle(options: FitOptions, trainer: pl.Trainer) -> str | None:
     """What a captured step could not do."""
     if trainer.strategy.root_device.type != "cuda":
         return "there is no GPU"
-    if trainer.world_size > 1:
-        return "gradients are averaged over several devices while the backward pass runs"
+    if trainer.world_size > 1 and not isinstance(trainer.strategy, AfterBackwardStrategy):
+        return f"strategy {options.strategy!r} averages gradients while the backward pass runs"
+    if trainer.world_size > 1 and options.sync_batchnorm:
+        return "joint batch norms meet the other processes in every layer"
     if options.balance_penalty > 0:
         return "the balance penalty looks at every forward pass"
     return None

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from manystream.training.distributed import AFTER_BACKWARD
 from manystream.training.recipe.ranges import check_at_least
 
 
@@ -23,7 +24,8 @@ class RunOptions:
     """Devices to train on, each with a process and ``batch_size`` samples of its own. Under
     torchrun, the processes it started."""
     strategy: str = "auto"
-    """How several processes train together, by Lightning's names; auto is ddp."""
+    """How several processes train together, by Lightning's names; auto is ddp_after_backward, with
+    which steps may be replayed from CUDA graphs."""
     sync_batchnorm: bool = False
     """Whether batch norms count the present rows of all processes together. Memory modes then keep
     what these norms give."""
@@ -45,5 +47,6 @@ class RunOptions:
                     f"devices is {self.devices}, but torchrun started {devices} processes; leave "
                     "devices out"
                 )
-        strategy = "ddp" if self.strategy == "auto" and devices * nodes > 1 else self.strategy
+        together = self.strategy == "auto" and devices * nodes > 1
+        strategy = AFTER_BACKWARD if together else self.strategy
         return {"devices": devices, "num_nodes": nodes, "strategy": strategy}
