@@ -11,8 +11,9 @@ Run: python benchmarks/feeding.py [--workers 2] [--samples 512] [--out FILE.json
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
@@ -48,6 +49,7 @@ RESULTS = Path(__file__).parent / "results" / "feeding.json"
 HEIGHT, WIDTH, STORED, SHOWN = 480, 640, 256, 224
 BLANKED = (0.2, 0.0)
 BATCHES_PER_WORKER = 4  # they come in bursts, as many at once as there are workers
+PREPARED_ON: tuple[AugmentOn, ...] = ("device", "cpu")
 FEEDING_BATCH, STEP_BATCH, REPEATED = 64, 128, 32
 
 
@@ -161,40 +163,43 @@ def step_rows(
     rounds: int,
     device: torch.device,
 ) -> list[dict[str, Any]]:
-    """Milliseconds of a step with a batch that stays, and with batches that are fed, in turns."""
+    """Milliseconds of a step with a batch that stays, in turns with each way to feed it."""
     step = training_step(len(source.classes), device)
-    feeds: dict[str, AugmentOn | None] = {
-        "step, batch stays": None,
-        "step, prepared, on the cpu": "cpu",
-        "step, prepared, on the device": "device",
+    alone: list[float] = []
+    rows = []
+    for augment_on in PREPARED_ON:
+        fed = replace(options, augment_on=augment_on)
+        dataset = StreamDataset(source, TrainTransform(preprocessing))
+        # The workers of one way end before those of the next begin.
+        with closing(forever(make_loader(dataset, fed, shuffle=True))) as feeding:
+            stays = cycle([next(feeding).to(device)])
+            pairs = [
+                [
+                    time_steps(step, batches, options.num_workers, device)
+                    for batches in (stays, feeding)
+                ]
+                for _ in range(rounds)
+            ]
+        alone += [own for own, _ in pairs]
+        name = f"step, prepared, on the {augment_on}"
+        ratios = [taken / own for own, taken in pairs]
+        rows.append(step_row(name, [taken for _, taken in pairs], ratios, options.num_workers))
+    return [step_row("step, batch stays", alone, [1.0], options.num_workers), *rows]
+
+
+def step_row(name: str, times: list[float], ratios: list[float], workers: int) -> dict[str, Any]:
+    """What is kept of a way to feed a step."""
+    return {
+        "name": name,
+        "workers": workers,
+        "step_ms": median(times),
+        "step_ms_least": min(times),
+        "step_ms_greatest": max(times),
+        "ratio": median(ratios),
     }
-    batches: dict[str, Iterator[StreamBatch]] = {}
-    for name, augment_on in feeds.items():
-        fed = replace(options, augment_on=augment_on or "device")
-        loader = make_loader(
-            StreamDataset(source, TrainTransform(preprocessing)), fed, shuffle=True
-        )
-        endless = forever(loader)
-        batches[name] = endless if augment_on else cycle([next(endless).to(device)])
-    times: dict[str, list[float]] = {name: [] for name in feeds}
-    for _ in range(rounds):
-        for name, feeding in batches.items():
-            times[name].append(time_steps(step, feeding, options.num_workers, device))
-    alone = np.array(times["step, batch stays"])
-    return [
-        {
-            "name": name,
-            "workers": options.num_workers,
-            "step_ms": median(of_way),
-            "step_ms_least": min(of_way),
-            "step_ms_greatest": max(of_way),
-            "ratio": median((np.array(of_way) / alone).tolist()),
-        }
-        for name, of_way in times.items()
-    ]
 
 
-def forever(loader: Any) -> Iterator[StreamBatch]:
+def forever(loader: Any) -> Generator[StreamBatch]:
     """Batches of one epoch after the other."""
     while True:
         yield from loader

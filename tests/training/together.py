@@ -83,7 +83,7 @@ def averaged_gradients():
 def own_loader(batch_size, count=26, shuffle=True):
     """A loader of ours; in this many samples the last batch is smaller."""
     dataset = StreamDataset(array_source(count), EvalTransform(identity(RGB, DEPTH, size=32)))
-    options = DataOptions(batch_size=batch_size, num_workers=0)
+    options = DataOptions(batch_size=batch_size, num_workers=0, augment_on="cpu")
     return make_loader(dataset, options, shuffle=shuffle)
 
 

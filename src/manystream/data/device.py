@@ -109,12 +109,16 @@ def _frame(
     images: Tensor, frames: Tensor | None, spec: StreamSpec, preprocessing: Preprocessing
 ) -> Tensor:
     """Cut and resize (B, H, W, C) as stored to (B, C, *size), float32."""
-    images = images.float()
     if frames is None:
-        return images.permute(0, 3, 1, 2).contiguous()
+        return _channels_first(images)
     boxes, flipped = frames[:, :4], frames[:, 4].bool()
     if spec.kind == "depth":
-        nearest = crop_nearest(images, boxes, flipped, preprocessing.size)
-        return nearest.permute(0, 3, 1, 2).contiguous()
-    first = images.permute(0, 3, 1, 2).contiguous()
-    return crop_resize(first, boxes, flipped, preprocessing.size)
+        nearest = crop_nearest(images.float(), boxes, flipped, preprocessing.size)
+        return _channels_first(nearest)
+    return crop_resize(_channels_first(images), boxes, flipped, preprocessing.size)
+
+
+def _channels_first(images: Tensor) -> Tensor:
+    """(B, H, W, C) as stored to (B, C, H, W), float32, in one pass."""
+    moved = images.permute(0, 3, 1, 2)
+    return moved.to(torch.float32, memory_format=torch.contiguous_format)
