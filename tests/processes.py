@@ -73,6 +73,8 @@ def _call(sending, place, target, arguments) -> None:
     warnings.simplefilter("error")
     # Of 1×1 kernels, which have no layout.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    # DistributedDataParallel makes itself known to autograd on a CUDA stream of its own.
+    warnings.filterwarnings("ignore", message="The AccumulateGrad node's stream does not match")
     try:
         answer = io.BytesIO()  # tensors would go through shared memory, one descriptor each
         torch.save(target(*arguments), answer)

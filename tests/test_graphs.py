@@ -5,7 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 from manystream.graphs import GraphedStep
 from tests.builders import mask_of, random_images, small_resnet
@@ -80,6 +82,15 @@ def test_a_batch_without_targets_is_refused():
 def test_at_least_one_graph():
     with pytest.raises(ValueError, match="max_graphs is 0"):
         GraphedStep(torch.nn.Identity(), F.cross_entropy, max_graphs=0)
+
+
+def test_a_wrapper_whose_averaging_no_replay_would_do_is_refused():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        with pytest.raises(ValueError, match=r"DistributedDataParallel.*average_gradients"):
+            GraphedStep(DistributedDataParallel(torch.nn.Linear(1, 1)), F.cross_entropy)
+    finally:
+        dist.destroy_process_group()
 
 
 @needs_gpu

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call
+from torch.nn.parallel import DistributedDataParallel
 
 from manystream.functional.kernels.choice import launches_are_free
 from manystream.functional.lanes import Lanes, usable
@@ -35,12 +36,18 @@ class GraphedStep:
     pass before the first one's backward. All graphs share one pool of memory.
 
     Captured work reads the parameters where they are. A parameter that moves, or stops wanting a
-    gradient, and a module that changes between training and evaluation begin new graphs.
+    gradient, and a module that changes between training and evaluation begin new graphs. Processes
+    that train together average gradients after the backward pass, by
+    :func:`manystream.training.average_gradients`.
 
     Args:
         network: takes a :class:`StreamBatch` and gives logits, (B, classes).
         loss: from logits and targets to the loss; it must not wait for the device.
         max_graphs: most shapes that are captured.
+
+    Raises:
+        ValueError: if ``max_graphs`` is below 1, or the network is a DistributedDataParallel, whose
+            averaging no replay would do.
 
     Example:
         >>> import torch.nn.functional as F
@@ -57,6 +64,11 @@ class GraphedStep:
     def __init__(self, network: nn.Module, loss: Loss, *, max_graphs: int = 8) -> None:
         if max_graphs < 1:
             raise ValueError(f"max_graphs is {max_graphs}; expected at least 1")
+        if isinstance(network, DistributedDataParallel):
+            raise ValueError(
+                "the network is a DistributedDataParallel; give the network in it, and call "
+                "manystream.training.average_gradients after the backward pass"
+            )
         self.network = network
         self.loss = loss
         self.max_graphs = max_graphs

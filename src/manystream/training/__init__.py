@@ -1,5 +1,6 @@
 """Training, evaluation and prediction through Lightning; only what is ours is here."""
 
+from manystream.training.distributed import average_gradients
 from manystream.training.evaluation.conditions import ConditionOptions, evaluate_conditions
 from manystream.training.evaluation.evaluate import evaluate, evaluate_subsets
 from manystream.training.evaluation.per_class import ClassTable, evaluate_classes
@@ -18,6 +19,7 @@ __all__ = [
     "History",
     "Robustness",
     "StepOutOfMemory",
+    "average_gradients",
     "evaluate",
     "evaluate_classes",
     "evaluate_conditions",
