@@ -62,6 +62,21 @@ def test_what_is_at_the_root_is_found_out_said_and_opened(tmp_path, name):
     assert sum(line.startswith("found ") for line in lines) == 1
 
 
+def test_the_first_look_at_every_image_is_counted(tmp_path):
+    options, counted = DataOptions(root=write_manifest(tmp_path), val_share=0.4), []
+
+    def opened(split):
+        source, _ = open_split(
+            options, split, report=lambda line: None, progress=lambda *of: counted.append(of)
+        )
+        return source
+
+    total = int(opened("train").present.sum())
+    assert counted == [(done + 1, total) for done in range(total)]
+    opened("train")  # what was found is kept
+    assert len(counted) == total
+
+
 def test_what_is_said_to_be_at_the_root_is_not_searched_for(tmp_path):
     root = write_folders(tmp_path)
     with pytest.raises(ValueError, match="no kv1, kv2, realsense or xtion in"):

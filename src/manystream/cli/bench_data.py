@@ -30,7 +30,8 @@ def bench_data(options: BenchDataOptions) -> None:
     """Measure every way, print the table and write the numbers."""
     out = fresh_path(options.out, "bench-data")
     data = identified(options.data, say)
-    source, statistics = open_split(data, data.train_split, report=say)
+    with progress_bar("looking at images") as progress:
+        source, statistics = open_split(data, data.train_split, report=say, progress=progress)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with _prepared(source, statistics, options, data) as prepared:
         case = FeedingCase(

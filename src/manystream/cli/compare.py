@@ -12,6 +12,7 @@ from rich.table import Table
 from manystream.classifier import create_model
 from manystream.cli.options import CompareOptions
 from manystream.cli.output import console, fresh_path, plain, print_subsets, say
+from manystream.cli.progress import progress_bar
 from manystream.data.loaders import TrainingData, training_data
 from manystream.data.options import DataOptions
 from manystream.streams import StreamBatch
@@ -45,9 +46,14 @@ def _contenders(options: CompareOptions) -> Iterator[tuple[str, str, TrainingDat
 
 
 def _load(data: DataOptions, options: CompareOptions) -> TrainingData:
-    return training_data(
-        data, seed=options.fit.seed, report=say, accelerator=options.fit.accelerator
-    )
+    with progress_bar("looking at images") as progress:
+        return training_data(
+            data,
+            seed=options.fit.seed,
+            report=say,
+            progress=progress,
+            accelerator=options.fit.accelerator,
+        )
 
 
 def _run(name: str, family: str, data: TrainingData, options: CompareOptions, folder: Path) -> Run:

@@ -10,13 +10,13 @@ from torch.utils.data import DataLoader
 from manystream.classifier import StreamClassifier, load_model
 from manystream.cli.options import EvaluateOptions
 from manystream.cli.output import (
-    evaluation_loader,
     fresh_path,
     plain,
     print_curves,
     print_subsets,
     say,
 )
+from manystream.cli.trained import evaluation_loader
 from manystream.training import History
 from manystream.training.reports.report import Run, write_report
 

@@ -1,4 +1,4 @@
-"""What commands share: where they print, tables, folders to write into, trained models."""
+"""What commands share: where they print, tables, and folders to write into."""
 
 from __future__ import annotations
 
@@ -9,16 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from torch.utils.data import DataLoader
 
-from manystream.classifier import StreamClassifier
-from manystream.data.dataset import StreamDataset
-from manystream.data.loaders import make_loader
-from manystream.data.opening import open_split
-from manystream.data.options import DataOptions
-from manystream.data.preprocessing import Preprocessing
-from manystream.data.transforms import EvalTransform
-from manystream.streams import StreamBatch
 from manystream.training.evaluation.robustness import Curve
 
 console = Console()
@@ -109,30 +100,6 @@ def plain(values: Any) -> Any:
     if isinstance(values, dict):
         return {key: plain(value) for key, value in values.items()}
     return str(values) if isinstance(values, Path) else values
-
-
-def trained_with(model: StreamClassifier, path: Path) -> tuple[Preprocessing, tuple[str, ...]]:
-    """How a model's images were prepared in training, and its classes.
-
-    Raises:
-        ValueError: if the file does not say.
-    """
-    if model.preprocessing is None or model.classes is None:
-        raise ValueError(
-            f"{path} does not say how its images were prepared; expected a model that "
-            "`manystream train` wrote"
-        )
-    return Preprocessing.from_dict(model.preprocessing), model.classes
-
-
-def evaluation_loader(
-    model: StreamClassifier, path: Path, options: DataOptions
-) -> DataLoader[StreamBatch]:
-    """Batches of ``val_split``, prepared as the model's images were in training."""
-    preprocessing, classes = trained_with(model, path)
-    options.image_size = max(preprocessing.size)
-    source, _ = open_split(options, options.val_split, preprocessing.streams, classes, say)
-    return make_loader(StreamDataset(source, EvalTransform(preprocessing)), options)
 
 
 def _print(to: Console, line: str, style: str | None = None) -> None:

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from manystream.classifier import load_model
 from manystream.cli.options import PredictOptions
-from manystream.cli.output import say, trained_with
+from manystream.cli.output import say
+from manystream.cli.progress import progress_bar
+from manystream.cli.trained import trained_with
 from manystream.data.dataset import StreamDataset
 from manystream.data.loaders import make_loader
 from manystream.data.opening import open_unlabelled
@@ -27,7 +29,10 @@ def predict(options: PredictOptions) -> None:
     if options.out.is_dir():
         raise ValueError(f"--out {options.out} is a folder; expected the CSV file to write")
     hints = StreamHints(units=options.units or {}, max_pixels=options.max_pixels, options="--")
-    source = open_unlabelled(options.folder, preprocessing.streams, options.on_error, say, hints)
+    with progress_bar("looking at images") as progress:
+        source = open_unlabelled(
+            options.folder, preprocessing.streams, options.on_error, say, hints, progress
+        )
     loader = make_loader(
         StreamDataset(source, EvalTransform(preprocessing)),
         DataOptions(batch_size=options.batch_size, num_workers=options.num_workers),

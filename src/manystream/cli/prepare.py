@@ -17,7 +17,8 @@ def prepare(options: PrepareOptions) -> None:
     streams = classes = None
     try:
         for split in options.splits or [data.train_split, data.val_split]:
-            source, statistics = open_split(data, split, streams, classes, say)
+            with progress_bar(f"looking at {split}") as progress:
+                source, statistics = open_split(data, split, streams, classes, say, progress)
             streams, classes = source.streams, source.classes
             with progress_bar(f"writing {split}") as progress:
                 folder = prepare_split(

@@ -14,6 +14,7 @@ from manystream.cli.classes import report_classes
 from manystream.cli.memory import check_can_size, fill_memory
 from manystream.cli.options import TrainOptions
 from manystream.cli.output import console, print_subsets, say
+from manystream.cli.progress import progress_bar
 from manystream.cli.run_config import (
     check_same_config,
     config_of,
@@ -43,12 +44,14 @@ def train(options: TrainOptions) -> None:
     find_size = options.data.batch_size == "auto"
     if find_size:
         check_can_size(options.fit)
-    data = training_data(
-        replace(options.data, batch_size=1) if find_size else options.data,
-        seed=options.fit.seed,
-        report=say,
-        accelerator=options.fit.accelerator,
-    )
+    with progress_bar("looking at images") as progress:
+        data = training_data(
+            replace(options.data, batch_size=1) if find_size else options.data,
+            seed=options.fit.seed,
+            report=say,
+            progress=progress,
+            accelerator=options.fit.accelerator,
+        )
     torch.manual_seed(options.fit.seed)
     model = create_model(
         **asdict(options.model), streams=data.in_channels, num_classes=len(data.classes)

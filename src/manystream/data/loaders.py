@@ -15,6 +15,7 @@ from manystream.data.options import AugmentOn, DataOptions, Report
 from manystream.data.preprocessing import Preprocessing
 from manystream.data.raw import BatchReader, RawDataset
 from manystream.data.sampler import StreamBatchSampler
+from manystream.data.survey import Progress
 from manystream.data.transforms import EvalTransform, TrainTransform
 from manystream.streams import StreamBatch
 
@@ -49,6 +50,7 @@ def training_data(
     *,
     seed: int = 0,
     report: Report = print,
+    progress: Progress | None = None,
     accelerator: str = "auto",
 ) -> TrainingData:
     """Open, survey and feed the training and validation splits.
@@ -57,6 +59,7 @@ def training_data(
         options: where the images come from.
         seed: seed of order and augmentation.
         report: takes lines about missing and unreadable images.
+        progress: called as each split is looked at, see :func:`open_split`.
         accelerator: where the network is trained, by Lightning's names.
 
     Raises:
@@ -64,8 +67,8 @@ def training_data(
             is ``"raise"``.
     """
     options = identified(options, report)
-    train, statistics = open_split(options, options.train_split, report=report)
-    val, _ = open_split(options, options.val_split, train.streams, train.classes, report)
+    train, statistics = open_split(options, options.train_split, report=report, progress=progress)
+    val, _ = open_split(options, options.val_split, train.streams, train.classes, report, progress)
     preprocessing = Preprocessing(options.image_size, train.streams, statistics)
     plain = EvalTransform(preprocessing)
     varied = TrainTransform(preprocessing, options.augmentation) if options.augment else plain

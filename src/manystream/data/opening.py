@@ -20,7 +20,7 @@ from manystream.data.sources.selection import SelectedStreams
 from manystream.data.sources.unlabelled import UnlabelledFolder
 from manystream.data.sources.wanted import Wanted
 from manystream.data.statistics import StreamStatistics
-from manystream.data.survey import Survey, presence_summary, survey
+from manystream.data.survey import Progress, Survey, presence_summary, survey
 from manystream.data.survey_cache import survey_once
 
 _SCENES_SURVEYED = 256
@@ -45,6 +45,7 @@ def open_split(
     streams: Sequence[StreamSpec] | None = None,
     classes: Sequence[str] | None = None,
     report: Report = print,
+    progress: Progress | None = None,
 ) -> tuple[Source, tuple[StreamStatistics, ...]]:
     """Open one split, and look at every image of it once.
 
@@ -54,6 +55,8 @@ def open_split(
         streams: the model's streams; found in the data if left out.
         classes: the model's classes; found in the data if left out.
         report: takes lines about what was found, and about missing and unreadable images.
+        progress: called with how many images have been looked at and how many there are, where
+            that is not known from an earlier run.
 
     Returns:
         The readable samples, and each stream's statistics.
@@ -69,7 +72,7 @@ def open_split(
     if not isinstance(source, FileSource | NyuSource):
         limit = min(_SCENES_SURVEYED, len(source.ids))
         return source, survey(source, limit=limit).statistics
-    found = survey_once(source, same_view=options.same_view)
+    found = survey_once(source, same_view=options.same_view, progress=progress)
     readable = _settled(source, found, options.on_error, report, "--data.on-error")
     _report_absences(readable, split, report)
     return readable, found.statistics
@@ -96,6 +99,7 @@ def open_unlabelled(
     on_error: OnError,
     report: Report = print,
     hints: StreamHints | None = None,
+    progress: Progress | None = None,
 ) -> UnlabelledFolder:
     """Open images without classes, and look at every one of them once.
 
@@ -105,13 +109,14 @@ def open_unlabelled(
         on_error: what an unreadable image does, as in :class:`DataOptions`.
         report: takes lines about unreadable images.
         hints: the units of depth, if the model takes it in metres.
+        progress: called with how many images have been looked at and how many there are.
 
     Raises:
         ValueError: if there is no image, one is unreadable and ``on_error`` is ``"raise"``, or the
             hints do not fit the streams.
     """
     source = UnlabelledFolder(folder, streams, hints)
-    return _settled(source, survey(source), on_error, report, "--on-error")
+    return _settled(source, survey(source, progress=progress), on_error, report, "--on-error")
 
 
 class _Reducible(Source, Protocol):

@@ -1,0 +1,45 @@
+"""What a trained model says about its images, and batches that are prepared as it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch.utils.data import DataLoader
+
+from manystream.classifier import StreamClassifier
+from manystream.cli.output import say
+from manystream.cli.progress import progress_bar
+from manystream.data.dataset import StreamDataset
+from manystream.data.loaders import make_loader
+from manystream.data.opening import open_split
+from manystream.data.options import DataOptions
+from manystream.data.preprocessing import Preprocessing
+from manystream.data.transforms import EvalTransform
+from manystream.streams import StreamBatch
+
+
+def trained_with(model: StreamClassifier, path: Path) -> tuple[Preprocessing, tuple[str, ...]]:
+    """How a model's images were prepared in training, and its classes.
+
+    Raises:
+        ValueError: if the file does not say.
+    """
+    if model.preprocessing is None or model.classes is None:
+        raise ValueError(
+            f"{path} does not say how its images were prepared; expected a model that "
+            "`manystream train` wrote"
+        )
+    return Preprocessing.from_dict(model.preprocessing), model.classes
+
+
+def evaluation_loader(
+    model: StreamClassifier, path: Path, options: DataOptions
+) -> DataLoader[StreamBatch]:
+    """Batches of ``val_split``, prepared as the model's images were in training."""
+    preprocessing, classes = trained_with(model, path)
+    options.image_size = max(preprocessing.size)
+    with progress_bar("looking at images") as progress:
+        source, _ = open_split(
+            options, options.val_split, preprocessing.streams, classes, say, progress
+        )
+    return make_loader(StreamDataset(source, EvalTransform(preprocessing)), options)
