@@ -96,10 +96,12 @@ def test_a_file_gives_the_model_back_bit_for_bit(tmp_path, dtype):
     model = scrambled(tiny_model(dropout=0.3)).to(dtype).eval()
     model.classes = ("bed", "desk", "sofa")
     model.preprocessing = {"image_size": 32, "streams": [{"name": "rgb", "mean": [0.1, 1 / 3]}]}
+    model.held_out = {"val_share": 0.3, "split_seed": 7}
     model.save(tmp_path / "model.safetensors")
     loaded = ms.load_model(tmp_path / "model.safetensors").eval()
     assert loaded.classes == model.classes
     assert loaded.preprocessing == model.preprocessing
+    assert loaded.held_out == model.held_out
     assert loaded.stream_names == model.stream_names
     assert loaded.dropout.p == 0.3
     kept, found = model.state_dict(), loaded.state_dict()

@@ -41,6 +41,8 @@ class StreamClassifier(StreamResNet):
         classes: names of the classes, if known.
         preprocessing: how its images were prepared in training, if known; plain values, kept for
             whoever prepares new ones.
+        held_out: the options by which samples were held out of training, if known, so that they can
+            be found again.
     """
 
     def __init__(self, **layout: Any) -> None:
@@ -48,6 +50,7 @@ class StreamClassifier(StreamResNet):
         self.layout = {**layout, "in_channels": self.in_channels}
         self.classes: tuple[str, ...] | None = None
         self.preprocessing: dict[str, Any] | None = None
+        self.held_out: dict[str, Any] | None = None
 
     def fit(
         self,
@@ -170,13 +173,14 @@ class StreamClassifier(StreamResNet):
         return predict(self, loader, **arguments)
 
     def save(self, path: str | Path) -> None:
-        """Write weights, layout, classes and preprocessing into one safetensors file."""
+        """Write weights, layout and what is known of the data into one safetensors file."""
         from safetensors.torch import save_file
 
         described = {
             "layout": self.layout,
             "classes": self.classes,
             "preprocessing": self.preprocessing,
+            "held_out": self.held_out,
         }
         tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
         partial = Path(path).with_suffix(".partial")
@@ -266,4 +270,5 @@ def load_model(path: str | Path) -> StreamClassifier:
     model.load_state_dict(state)
     model.classes = described["classes"] and tuple(described["classes"])
     model.preprocessing = described["preprocessing"]
+    model.held_out = described.get("held_out")
     return model

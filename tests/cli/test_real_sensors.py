@@ -6,6 +6,7 @@ import torch
 
 import manystream as ms
 from manystream.cli import main
+from manystream.cli.trained import evaluation_loader
 from manystream.data.dataset import StreamDataset
 from manystream.data.loaders import make_loader, training_data
 from manystream.data.opening import open_split
@@ -59,6 +60,8 @@ def test_training_evaluates_by_subset_and_reports_the_share(root, tmp_path, caps
     for subset in ("rgb + depth", "rgb", "depth"):
         assert f"│ {subset} " in printed
     assert (out / "subsets.json").is_file()
+    model = ms.load_model(out / "model.safetensors")
+    assert model.held_out == {"val_share": 0.2, "split_seed": 0}
 
 
 def trained(source, preprocessing) -> ms.StreamClassifier:
@@ -129,3 +132,21 @@ def test_validation_of_training_data_is_of_other_places(root):
     assert any("are held out by scene: 0.0%" in line for line in lines)
     assert data.in_channels == {"rgb": 3, "depth": 1}
     assert len(data.classes) == 19
+
+
+def test_a_model_is_evaluated_on_what_it_was_not_trained_on(root, capsys):
+    data = training_data(options_for(root, val_share=0.4, split_seed=3), report=lambda line: None)
+    model = ms.create_model(streams=data.in_channels, num_classes=19, width=0.0625)
+    model.classes, model.preprocessing = data.classes, data.preprocessing.to_dict()
+    model.held_out = data.held_out
+    loader = evaluation_loader(model, root, options_for(root, split_seed=3))
+    assert loader.dataset.source.ids == data.val.dataset.source.ids
+    assert capsys.readouterr().out.splitlines()[0] == "--data.val_share is 0.4, as in training"
+    default = evaluation_loader(model, root, options_for(root, format="sun_rgbd"))
+    assert default.dataset.source.ids == data.val.dataset.source.ids
+
+
+def test_splits_that_are_there_are_not_said_to_be_held_out(root, tmp_path):
+    words = [f"--data.root={root}", f"--out={tmp_path / 'set'}", "--size=16"]
+    assert main(["prepare", *words, "--data.num-workers=0"]) == 0
+    assert training_data(options_for(tmp_path / "set"), report=lambda line: None).held_out is None

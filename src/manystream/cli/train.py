@@ -57,6 +57,7 @@ def train(options: TrainOptions) -> None:
         **asdict(options.model), streams=data.in_channels, num_classes=len(data.classes)
     )
     model.classes, model.preprocessing = data.classes, data.preprocessing.to_dict()
+    model.held_out = data.held_out
     check_fit(options.fit, model.num_streams)
     check_against_network(options.fit, model, has_validation=True)
     if find_size:

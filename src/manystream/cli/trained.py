@@ -35,9 +35,13 @@ def trained_with(model: StreamClassifier, path: Path) -> tuple[Preprocessing, tu
 def evaluation_loader(
     model: StreamClassifier, path: Path, options: DataOptions
 ) -> DataLoader[StreamBatch]:
-    """Batches of ``val_split``, prepared as the model's images were in training."""
+    """Batches of ``val_split``, held out and prepared as the model's images were in training."""
     preprocessing, classes = trained_with(model, path)
     options.image_size = max(preprocessing.size)
+    for name, value in (model.held_out or {}).items():
+        if getattr(options, name) != value:
+            say(f"--data.{name} is {value}, as in training")
+            setattr(options, name, value)
     with progress_bar("looking at images") as progress:
         source, _ = open_split(
             options, options.val_split, preprocessing.streams, classes, say, progress

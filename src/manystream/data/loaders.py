@@ -32,12 +32,15 @@ class TrainingData:
         val: batches of the validation split.
         preprocessing: how images are prepared; the trained model keeps it.
         classes: class names.
+        held_out: the options by which samples are held out of training, where there is no split of
+            their own; the trained model keeps them.
     """
 
     train: DataLoader[StreamBatch]
     val: DataLoader[StreamBatch]
     preprocessing: Preprocessing
     classes: tuple[str, ...]
+    held_out: dict[str, Any] | None = None
 
     @property
     def in_channels(self) -> dict[str, int]:
@@ -78,7 +81,14 @@ def training_data(
         make_loader(val_set, options, accelerator=accelerator),
         preprocessing,
         train.classes,
+        _held_out(options),
     )
+
+
+def _held_out(options: DataOptions) -> dict[str, Any] | None:
+    if options.format in (None, "folder", "prepared"):  # whose splits are there already
+        return None
+    return {"val_share": options.val_share, "split_seed": options.split_seed}
 
 
 def make_loader(

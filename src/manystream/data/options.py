@@ -45,10 +45,10 @@ class DataOptions:
     """Split to validate and evaluate on. SUN RGB-D, NYU and manifests without a split of this name
     hold a part of training out, which shares no scene with the rest."""
     val_share: float = 0.2
-    """Share of the training samples that are held out as val, if val is held out. To evaluate on
-    val, give the same share and seed as in training."""
+    """Share of the training samples that are held out as val, if val is held out. A trained model
+    remembers its own, and is evaluated on what it was not trained on."""
     split_seed: int = 0
-    """Seed of what is held out."""
+    """Seed of what is held out; remembered too."""
     image_size: int = 224
     """Height and width of the images in pixels."""
     batch_size: int | Literal["auto"] = 64
