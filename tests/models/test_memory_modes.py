@@ -11,6 +11,7 @@ from torch import is_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from manystream.functional import mixing, remat
 from manystream.memory import peak_bytes
 from manystream.models import StreamResNet
 from tests.builders import CHANNELS, INTEGRATED_FAMILIES, mask_of, presences, random_images
@@ -139,6 +140,31 @@ def test_a_forward_pass_that_is_given_up_leaves_nothing(mode, block):
         net(images, present=mask)
     gc.collect()
     assert len(created.references) > 50
+    assert [r().nbytes() for r in created.references if r() is not None] == []
+
+
+@pytest.mark.parametrize("failing", [(remat._Recipe, "build"), (mixing, "_kernel_gradient")])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_backward_pass_that_fails_leaves_nothing(mode, failing, monkeypatch):
+    mask = mask_of("11 10 01 11")
+    net, images = network(), random_images(mask, dtype=torch.float32)
+    net.memory = mode
+    owner, name = failing
+    works, calls = getattr(owner, name), []
+
+    def fails_in_time(*arguments):
+        calls.append(None)
+        if len(calls) == 4:
+            raise torch.OutOfMemoryError
+        return works(*arguments)
+
+    monkeypatch.setattr(owner, name, fails_in_time)
+    with CreatedStorages() as created, pytest.raises(torch.OutOfMemoryError):
+        step(net, images, mask)
+    net.zero_grad()
+    # What autograd had still to do stays in its queue until this thread's next pass.
+    torch.ones(1, requires_grad=True).sum().backward()
+    gc.collect()
     assert [r().nbytes() for r in created.references if r() is not None] == []
 
 
