@@ -41,8 +41,8 @@ class StreamClassifier(StreamResNet):
         classes: names of the classes, if known.
         preprocessing: how its images were prepared in training, if known; plain values, kept for
             whoever prepares new ones.
-        held_out: the options by which samples were held out of training, if known, so that they can
-            be found again.
+        held_out: the options by which ``manystream train`` held samples out, so that they can be
+            found again; None where it did not.
     """
 
     def __init__(self, **layout: Any) -> None:

@@ -119,7 +119,7 @@ def test_processes_share_every_step_of_one_with_larger_batches(world_size, count
             torch.ones(count, 2, dtype=torch.bool), size, shuffle=True, drop_last=drop_last
         )
         loader = DataLoader(range(count), batch_sampler=sampler)
-        with shared(loader, rank, of):
+        with shared(loader, rank, of, even=False):
             found = [{key.index for key in batch} for batch in sampler]
             assert len(found) == len(sampler)
         assert (sampler.rank, sampler.world_size) == (0, 1)
@@ -129,6 +129,15 @@ def test_processes_share_every_step_of_one_with_larger_batches(world_size, count
     joined = batches(2 * world_size, 0, 1)
     assert [set.union(*parts) for parts in zip(*shares, strict=True)] == joined
     assert [sum(map(len, parts)) for parts in zip(*shares, strict=True)] == list(map(len, joined))
+
+
+@pytest.mark.parametrize(("count", "steps"), [(12, 2), (13, 2), (14, 2), (15, 3)])
+def test_in_training_every_process_has_a_batch_in_every_step(count, steps):
+    sampler = StreamBatchSampler(torch.ones(count, 2, dtype=torch.bool), 2)
+    loader = DataLoader(range(count), batch_sampler=sampler)
+    for rank in range(3):
+        with shared(loader, rank, 3):
+            assert len(list(sampler)) == len(sampler) == steps
 
 
 def test_fewer_samples_than_processes():

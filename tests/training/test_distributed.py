@@ -17,6 +17,7 @@ from tests.training.together import (
     step,
     train,
     train_on_any,
+    train_states,
 )
 
 MODES = ("fast", "balanced", "lean", "min")
@@ -152,8 +153,9 @@ def test_averaging_after_the_backward_pass_is_averaging_while_it_runs(changes):
 
 def test_gradients_are_averaged_whatever_their_layout_and_where_there_is_none():
     for averaged in in_processes(averaged_gradients, count=2):
-        ones, halves, frozen = averaged
+        ones, halves, frozen, strided = averaged
         torch.testing.assert_close(ones, torch.arange(24.0).view(2, 3, 2, 2))
+        torch.testing.assert_close(strided, torch.full((3, 2), 2.0))
         torch.testing.assert_close(halves, torch.full((2,), 0.5))
         assert frozen is None
 
@@ -182,11 +184,33 @@ def test_streams_are_dropped_differently_and_again_the_same_in_each_process():
     assert 0.1 < lost < 0.5
 
 
-def test_two_killed_processes_end_as_if_they_had_not_been(tmp_path):
-    changes = {"modality_dropout": True, "checkpoint_every_steps": 1}
+FREEZING = {
+    "sync_batchnorm": False,
+    "freeze_patience": 1,
+    "subset_accuracy_every": 1,
+    "ema_decay": 0.9,
+    "learning_rate": 1e-9,  # nothing gets better
+}
+
+
+def test_a_frozen_stream_has_the_same_statistics_in_both_processes():
+    first, second = in_processes(train_states, 4, {**FREEZING, "epochs": 4}, count=2)
+    frozen = [name for name in first[1] if "running" in name and ".streams." in name]
+    assert frozen
+    for name in frozen:
+        assert torch.equal(first[0][name], first[1][name]), "it is frozen from here on"
+        for of_first, of_second in zip(first, second, strict=True):
+            torch.testing.assert_close(of_first[name], of_second[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kill_at"), [({}, 9), ({**FREEZING, "epochs": 4, "learning_rate": 1e-3}, 19)]
+)
+def test_two_killed_processes_end_as_if_they_had_not_been(tmp_path, changes, kill_at):
+    changes = {"modality_dropout": True, "checkpoint_every_steps": 1, **changes}
     whole = in_processes(train, 4, changes, tmp_path / "whole", count=2)
     cut = tmp_path / "cut"
-    assert KILLED in in_processes(train, 4, changes, cut, False, 9, count=2, may_fail=True)
+    assert KILLED in in_processes(train, 4, changes, cut, False, kill_at, count=2, may_fail=True)
     assert list((cut / "checkpoints").glob("epoch-*"))
     assert not (tmp_path / "cut/checkpoints/final.safetensors").exists()
     resumed = in_processes(train, 4, changes, cut, True, count=2)
@@ -209,12 +233,7 @@ def test_any_loader_is_shared_out(shuffle):
     (first, history), (second, other) = in_processes(train_on_any, 4, shuffle, count=2)
     assert history == other
     assert history["val_num_samples"] == [26, 26]
-    torch.testing.assert_close(
-        {n: t for n, t in first.items() if "running" not in n},
-        {n: t for n, t in second.items() if "running" not in n},
-        rtol=0,
-        atol=0,
-    )
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("even", [True, False])

@@ -69,8 +69,10 @@ def averaged_gradients():
         nn.Parameter(torch.zeros(2, 3, 2, 2).contiguous(memory_format=torch.channels_last)),
         nn.Parameter(torch.zeros(2)),
         nn.Parameter(torch.zeros(2), requires_grad=False),
+        nn.Parameter(torch.zeros(3, 5)[:, :2]),
     ]
     grad = torch.arange(24.0).view(2, 3, 2, 2)
+    parameters[3].grad = torch.full((3, 2), 1.0 + 2 * dist.get_rank())
     if dist.get_rank() == 0:
         parameters[0].grad = grad
         parameters[1].grad = torch.ones(2)
@@ -108,6 +110,23 @@ def train(batch_size, changes, out=None, resume=False, kill_at=None):
         resume=resume,
     )
     return model.state_dict(), dict(history), seen
+
+
+def train_states(batch_size, changes):
+    """Fit on a loader of ours: the network's state in the last two epochs' last steps."""
+    options = FitOptions(**{**CPU, **changes})
+    model, states = tiny_model(), []
+    loader = own_loader(batch_size)
+    model.register_forward_pre_hook(
+        lambda *_: (
+            states.append({n: t.clone() for n, t in model.state_dict().items()})
+            if model.training
+            else None
+        )
+    )
+    fit(model, loader, own_loader(batch_size, count=13, shuffle=False), options)
+    steps = len(states) // options.epochs
+    return [states[-1 - steps], states[-1]]
 
 
 def train_on_any(batch_size, shuffle):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch.utils.data import DataLoader
 
@@ -38,12 +40,20 @@ def evaluation_loader(
     """Batches of ``val_split``, held out and prepared as the model's images were in training."""
     preprocessing, classes = trained_with(model, path)
     options.image_size = max(preprocessing.size)
-    for name, value in (model.held_out or {}).items():
-        if getattr(options, name) != value:
-            say(f"--data.{name} is {value}, as in training")
-            setattr(options, name, value)
+    if model.held_out is not None:
+        _hold_out(options, model.held_out)
     with progress_bar("looking at images") as progress:
         source, _ = open_split(
             options, options.val_split, preprocessing.streams, classes, say, progress
         )
     return make_loader(StreamDataset(source, EvalTransform(preprocessing)), options)
+
+
+def _hold_out(options: DataOptions, held_out: Mapping[str, Any]) -> None:
+    """Hold out what training did; the options are checked again, since files can hold anything."""
+    for name in ("val_share", "split_seed"):
+        value = held_out[name]
+        if getattr(options, name) != value:
+            say(f"--data.{name} is {value}, as in training")
+            setattr(options, name, value)
+    options.__post_init__()

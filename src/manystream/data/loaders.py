@@ -32,8 +32,8 @@ class TrainingData:
         val: batches of the validation split.
         preprocessing: how images are prepared; the trained model keeps it.
         classes: class names.
-        held_out: the options by which samples are held out of training, where there is no split of
-            their own; the trained model keeps them.
+        held_out: the options by which val was held out of training, if it may have been; the
+            trained model keeps them.
     """
 
     train: DataLoader[StreamBatch]
@@ -86,7 +86,8 @@ def training_data(
 
 
 def _held_out(options: DataOptions) -> dict[str, Any] | None:
-    if options.format in (None, "folder", "prepared"):  # whose splits are there already
+    has_splits = options.format in (None, "folder", "prepared")
+    if has_splits or options.train_split == "trainval":
         return None
     return {"val_share": options.val_share, "split_seed": options.split_seed}
 

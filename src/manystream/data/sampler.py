@@ -34,6 +34,8 @@ class StreamBatchSampler(Sampler[list[SampleKey]]):
         start: batches that the next pass leaves out, for a run that goes on within an epoch.
         rank: number of this process among those that train together; see :func:`shared`.
         world_size: how many these are.
+        even: whether all of them must get a batch in every step, as in training; samples that are
+            too few for that are left out.
     """
 
     def __init__(
@@ -57,10 +59,12 @@ class StreamBatchSampler(Sampler[list[SampleKey]]):
         self.start = 0
         self.rank = 0
         self.world_size = 1
+        self.even = False
 
     def __len__(self) -> int:
         full, rest = divmod(len(self.present), self.batch_size * self.world_size)
-        return full + (rest > 0 and not (self.drop_last and full))
+        enough = rest >= (self.world_size if self.even else 1)
+        return full + (enough and not (self.drop_last and full))
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         start, self.start = self.start, 0
@@ -113,17 +117,20 @@ def select_before_reading(loader: Iterable[Any], select: Selection | None) -> It
 
 
 @contextmanager
-def shared(loader: Iterable[Any] | None, rank: int, world_size: int) -> Iterator[None]:
+def shared(
+    loader: Iterable[Any] | None, rank: int, world_size: int, *, even: bool = True
+) -> Iterator[None]:
     """For a while, have a loader of ours serve one of several processes.
 
-    Every process gets the same number of batches; together, the batches of one step are what a
-    single process would have seen at ``world_size`` times the batch size. Any other loader is left
-    as it is.
+    Together, the batches of one step are what a single process would have seen at ``world_size``
+    times the batch size. Any other loader is left as it is.
 
     Args:
         loader: batches.
         rank: number of this process.
         world_size: number of processes.
+        even: whether all must get the same number of batches, as in training; a last step that has
+            no sample for some of them is left out then.
 
     Raises:
         ValueError: if there are fewer samples than processes.
@@ -136,8 +143,8 @@ def shared(loader: Iterable[Any] | None, rank: int, world_size: int) -> Iterator
         raise ValueError(
             f"{len(sampler.present)} samples for {world_size} processes; expected at least one each"
         )
-    sampler.rank, sampler.world_size = rank, world_size
+    sampler.rank, sampler.world_size, sampler.even = rank, world_size, even
     try:
         yield
     finally:
-        sampler.rank, sampler.world_size = 0, 1
+        sampler.rank, sampler.world_size, sampler.even = 0, 1, False

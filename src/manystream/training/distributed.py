@@ -19,8 +19,10 @@ class AfterBackwardStrategy(DDPStrategy):
     """Processes that average their gradients once, when a backward pass has ended.
 
     Torch's DistributedDataParallel averages while the pass runs, which asks autograd for each
-    gradient as it appears; a pass replayed from a CUDA graph has none to ask. As there, running
-    statistics are the first process's wherever they count: in validation and at the end.
+    gradient as it appears; a pass replayed from a CUDA graph has none to ask. Hooks that come
+    before the optimizer's step see the mean; ``on_after_backward`` sees what this process found.
+
+    Running statistics are the first process's in validation, after it, and at the end.
     """
 
     _is_last_backward = True
@@ -28,7 +30,7 @@ class AfterBackwardStrategy(DDPStrategy):
     def configure_ddp(self) -> None:
         """Begin with the first process's weights; the module stays as it is."""
         assert self.model is not None
-        _take_from_first(self.model.state_dict().values())
+        _take_from_first([*self.model.parameters(), *self.model.buffers()])
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
@@ -50,21 +52,27 @@ class AfterBackwardStrategy(DDPStrategy):
         assert self.model is not None
         _take_from_first(self.model.buffers())
 
+    def on_validation_end(self) -> None:
+        """Go on with them: whoever stops their moving now keeps what all have."""
+        self.on_validation_start()
+
     def on_train_end(self) -> None:
         """Leave the first process's running statistics in all."""
-        assert self.model is not None
-        _take_from_first(self.model.buffers())
+        self.on_validation_start()
 
 
 AFTER_BACKWARD = "ddp_after_backward"
-StrategyRegistry.register(AFTER_BACKWARD, AfterBackwardStrategy, AfterBackwardStrategy.__doc__)
+StrategyRegistry.register(
+    AFTER_BACKWARD, AfterBackwardStrategy, AfterBackwardStrategy.__doc__, override=True
+)
 
 
 @torch.no_grad()
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Replace gradients by their mean over all processes, which all call it.
 
-    They travel together. Where a process has no gradient, it counts as zero.
+    They travel together. Where a process has no gradient, it counts as zero; so it does where none
+    has one, and an optimizer that decays weights then moves that parameter.
 
     Args:
         parameters: the same in every process; those that want no gradient are passed over.
@@ -77,7 +85,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
         joined = group[0].new_zeros(sum(p.numel() for p in group))
         # Laid out as the parameters: a gradient may lie otherwise, and otherwise in each process.
         means = [
-            piece.as_strided(p.shape, p.stride())
+            piece.as_strided(p.shape, torch.empty_like(p).stride())
             for piece, p in zip(joined.split([p.numel() for p in group]), group, strict=True)
         ]
         own = [(mean, p.grad) for mean, p in zip(means, group, strict=True) if p.grad is not None]
@@ -89,6 +97,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
             parameter.grad = mean
 
 
+@torch.no_grad()
 def _take_from_first(tensors: Iterable[Tensor]) -> None:
     for tensor in tensors:
         dist.broadcast(tensor, src=0)

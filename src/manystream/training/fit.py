@@ -151,8 +151,8 @@ def _run(
         pl.seed_everything(options.seed + place[0], workers=True, verbose=False)
         if dropout is not None:
             dropout.rank = place[0]
-        for loader in (train_loader, val_loader):
-            stack.enter_context(shared(loader, *place))
+        stack.enter_context(shared(train_loader, *place))
+        stack.enter_context(shared(val_loader, *place, even=False))
         select = None if dropout is None else dropout.draw
         stack.enter_context(select_before_reading(train_loader, select))
         feed.loader = share_of(train_loader, *place, seed=options.seed)

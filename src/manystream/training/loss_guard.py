@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from manystream.streams import StreamBatch
@@ -46,7 +47,8 @@ class LossGuard(pl.Callback):
         self._loss = loss.detach()
         is_bad = (~self._loss.isfinite()).float()
         if trainer.world_size > 1:
-            is_bad = trainer.strategy.reduce(is_bad, reduce_op="max")
+            # Lightning's own reduction has the host wait for all processes.
+            dist.all_reduce(is_bad, op=dist.ReduceOp.MAX)
         self._is_bad = is_bad
         if loss.is_cuda:
             self._is_bad = torch.empty_like(is_bad, device="cpu", pin_memory=True)
@@ -94,8 +96,8 @@ def _described(batch: StreamBatch | None) -> str:
 
 def _gathered(found: list[tuple[float, str]]) -> list[tuple[float, str]]:
     """What any process found."""
-    everyone: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(everyone, found)
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, found)
     return [pair for pairs in everyone for pair in pairs]
 
 

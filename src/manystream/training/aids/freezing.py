@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from manystream.training.aids.subset_accuracy import logged_as
+from manystream.training.distributed import AfterBackwardStrategy
 from manystream.training.recipe.parts import network_of, stream_modules
 
 _logger = logging.getLogger(__name__)
@@ -25,8 +26,8 @@ class StreamFreezing(pl.Callback):
     integrated pathway and go on. A frozen stream stays frozen until training ends. Logs
     ``frozen/<stream>``, 0 or 1, as it was in each epoch.
 
-    On one device a frozen stream takes no backward pass. Among several the gradients are still
-    computed, since they must agree on what they exchange, and are then dropped.
+    A frozen stream takes no backward pass. Only under DistributedDataParallel, whose processes have
+    agreed on what they exchange, are its gradients still computed, and then dropped.
 
     Args:
         patience: measurements by :class:`SubsetAccuracy` without improvement that a stream has.
@@ -112,7 +113,8 @@ class StreamFreezing(pl.Callback):
         self._trained += of_modules.values()
         for norm in moving:
             norm.eval()
+        alone = trainer.world_size == 1
+        must_keep_coming = not (alone or isinstance(trainer.strategy, AfterBackwardStrategy))
         for parameter in of_modules.values():
             parameter.grad = None
-            # Gradients that distributed processes have agreed on must keep coming.
-            parameter.requires_grad_(trainer.world_size > 1)
+            parameter.requires_grad_(must_keep_coming)
