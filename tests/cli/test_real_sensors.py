@@ -60,8 +60,7 @@ def test_training_evaluates_by_subset_and_reports_the_share(root, tmp_path, caps
     for subset in ("rgb + depth", "rgb", "depth"):
         assert f"│ {subset} " in printed
     assert (out / "subsets.json").is_file()
-    model = ms.load_model(out / "model.safetensors")
-    assert model.held_out == {"val_share": 0.2, "split_seed": 0}
+    assert ms.load_model(out / "model.safetensors").held_out is None
 
 
 def trained(source, preprocessing) -> ms.StreamClassifier:

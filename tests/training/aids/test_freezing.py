@@ -2,11 +2,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
 from manystream.training.aids.freezing import StreamFreezing
 from manystream.training.aids.options import AidOptions
 from manystream.training.aids.subset_accuracy import logged_as
+from manystream.training.distributed import AfterBackwardStrategy
 from tests.training.builders import CPU, tiny_model, tuple_batches
 
 SAYS_NOTHING = [(torch.zeros(3, 3, 32, 32), torch.zeros(3, 1, 32, 32), torch.arange(3))]
@@ -112,15 +114,19 @@ def test_a_resumed_run_has_its_streams_frozen():
     assert [norm.weight.requires_grad for norm in norms] == [True, False]
 
 
-def test_among_several_processes_gradients_keep_coming_and_are_dropped():
+@pytest.mark.parametrize(
+    ("strategy", "coming"), [(DDPStrategy, True), (AfterBackwardStrategy, False)]
+)
+def test_gradients_that_processes_have_agreed_on_keep_coming_and_are_dropped(strategy, coming):
     model = tiny_model()
     callback = StreamFreezing(1, ["rgb", "depth"])
     callback.load_state_dict({"frozen": ["depth"], "best": {}, "waited": {}})
-    trainer, module = SimpleNamespace(world_size=2), SimpleNamespace(network=model)
+    trainer = SimpleNamespace(world_size=2, strategy=strategy())
+    module = SimpleNamespace(network=model)
     callback.on_train_start(trainer, module)
     rgb, depth, _ = tuple_batches(8)[0]
     model([rgb, depth]).sum().backward()
-    assert model.conv1.streams[1].weight.grad is not None
+    assert (model.conv1.streams[1].weight.grad is not None) is coming
     callback.on_before_optimizer_step(trainer, module, None)
     assert model.conv1.streams[1].weight.grad is None
     assert model.conv1.streams[0].weight.grad is not None
