@@ -42,6 +42,7 @@ def train(name: str, options: FitOptions) -> Run:
     """Train one network and measure it with every subset of its streams."""
     print(f"\nTraining {name}")
     data = training_data(DATA)
+    torch.manual_seed(options.seed)  # both begin with the same weights
     model = ms.create_model(streams=data.in_channels, num_classes=len(data.classes), width=0.25)
     history = model.fit(data.train, data.val, options)
     return Run(name, history, evaluate_subsets(model, data.val), asdict(options))
