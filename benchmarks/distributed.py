@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 import manystream as ms
 from manystream.layers.sync_norm import synchronise_norms
 from manystream.memory.bench import Row, save
-from manystream.training.distributed import average_gradients
+from manystream.training import average_gradients
 
 RESULTS = Path(__file__).parent / "results" / "distributed_h200.json"
 STREAMS, CLASSES = {"rgb": 3, "depth": 1}, 19

@@ -6,7 +6,7 @@ import torch
 
 import manystream as ms
 from manystream.cli import main
-from manystream.cli.trained import evaluation_loader
+from manystream.cli.batches import evaluation_loader
 from manystream.data.dataset import StreamDataset
 from manystream.data.loaders import make_loader, training_data
 from manystream.data.opening import open_split

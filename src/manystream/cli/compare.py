@@ -10,11 +10,10 @@ import torch
 from rich.table import Table
 
 from manystream.classifier import create_model
+from manystream.cli.batches import load_training_data
 from manystream.cli.options import CompareOptions
 from manystream.cli.output import console, fresh_path, plain, print_subsets, say
-from manystream.cli.progress import progress_bar
-from manystream.data.loaders import TrainingData, training_data
-from manystream.data.options import DataOptions
+from manystream.data.loaders import TrainingData
 from manystream.streams import StreamBatch
 from manystream.training import evaluate_subsets
 from manystream.training.cost import measure_step
@@ -35,25 +34,14 @@ def compare(options: CompareOptions) -> None:
 
 def _contenders(options: CompareOptions) -> Iterator[tuple[str, str, TrainingData]]:
     """Name, family and data of each run; a single-stream family has a run for every stream."""
-    data = _load(options.data, options)
+    data = load_training_data(options.data, options.fit)
     for family in options.families:
         if family != "single_stream":
             yield family, family, data
             continue
         for stream in data.in_channels:
             alone = replace(options.data, streams=[stream])
-            yield f"{stream} alone", family, _load(alone, options)
-
-
-def _load(data: DataOptions, options: CompareOptions) -> TrainingData:
-    with progress_bar("looking at images") as progress:
-        return training_data(
-            data,
-            seed=options.fit.seed,
-            report=say,
-            progress=progress,
-            accelerator=options.fit.accelerator,
-        )
+            yield f"{stream} alone", family, load_training_data(alone, options.fit)
 
 
 def _run(name: str, family: str, data: TrainingData, options: CompareOptions, folder: Path) -> Run:

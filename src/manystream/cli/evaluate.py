@@ -8,6 +8,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from manystream.classifier import StreamClassifier, load_model
+from manystream.cli.batches import evaluation_loader
 from manystream.cli.options import EvaluateOptions
 from manystream.cli.output import (
     fresh_path,
@@ -16,7 +17,6 @@ from manystream.cli.output import (
     print_subsets,
     say,
 )
-from manystream.cli.trained import evaluation_loader
 from manystream.training import History
 from manystream.training.reports.report import Run, write_report
 

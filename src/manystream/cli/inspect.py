@@ -5,9 +5,9 @@ from __future__ import annotations
 from rich.table import Table
 
 from manystream.classifier import load_model
+from manystream.cli.batches import evaluation_loader
 from manystream.cli.options import InspectOptions
 from manystream.cli.output import console, fresh_path, say
-from manystream.cli.trained import evaluation_loader
 from manystream.models import contributions, mixing_weights
 from manystream.training.reports.plots import plot_layers
 from manystream.training.reports.strict_json import strict_json

@@ -9,10 +9,10 @@ from pathlib import Path
 from torch import Tensor
 
 from manystream.classifier import load_model
+from manystream.cli.batches import trained_with
 from manystream.cli.options import PredictOptions
 from manystream.cli.output import say
 from manystream.cli.progress import progress_bar
-from manystream.cli.trained import trained_with
 from manystream.data.dataset import StreamDataset
 from manystream.data.loaders import make_loader
 from manystream.data.opening import open_unlabelled

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 
 from manystream.classifier import StreamClassifier, create_model
+from manystream.cli.batches import load_training_data
 from manystream.cli.classes import report_classes
 from manystream.cli.memory import check_can_size, fill_memory
 from manystream.cli.options import TrainOptions
 from manystream.cli.output import console, print_subsets, say
-from manystream.cli.progress import progress_bar
 from manystream.cli.run_config import (
     check_same_config,
     config_of,
@@ -22,7 +22,6 @@ from manystream.cli.run_config import (
     read_config,
     write_config,
 )
-from manystream.data.loaders import training_data
 from manystream.training import evaluate_subsets
 from manystream.training.callbacks import check_against_network
 from manystream.training.distributed import first_to_start
@@ -44,14 +43,8 @@ def train(options: TrainOptions) -> None:
     find_size = options.data.batch_size == "auto"
     if find_size:
         check_can_size(options.fit)
-    with progress_bar("looking at images") as progress:
-        data = training_data(
-            replace(options.data, batch_size=1) if find_size else options.data,
-            seed=options.fit.seed,
-            report=say,
-            progress=progress,
-            accelerator=options.fit.accelerator,
-        )
+    wanted = replace(options.data, batch_size=1) if find_size else options.data
+    data = load_training_data(wanted, options.fit)
     torch.manual_seed(options.fit.seed)
     model = create_model(
         **asdict(options.model), streams=data.in_channels, num_classes=len(data.classes)

@@ -25,19 +25,21 @@ class DataFormat(NamedTuple):
         description: as messages name it.
         recognise: whether a path is one.
         open: one split of it.
+        holds_out: whether validation may be a part of training, held out by the options.
     """
 
     description: str
     recognise: Callable[[Path], bool]
     open: Callable[[Wanted], FileSource | NyuSource | PreparedSource]
+    holds_out: bool
 
 
 FORMATS: dict[Format, DataFormat] = {
-    "prepared": DataFormat("a prepared set", is_prepared, open_prepared),
-    "manifest": DataFormat("a manifest", is_manifest, open_manifest),
-    "nyu": DataFormat("NYU Depth v2", is_nyu, open_nyu),
-    "sun_rgbd": DataFormat("SUN RGB-D", is_sun_rgbd, open_sun_rgbd),
-    "folder": DataFormat("images in folders", lambda root: root.is_dir(), open_folder),
+    "prepared": DataFormat("a prepared set", is_prepared, open_prepared, False),
+    "manifest": DataFormat("a manifest", is_manifest, open_manifest, True),
+    "nyu": DataFormat("NYU Depth v2", is_nyu, open_nyu, True),
+    "sun_rgbd": DataFormat("SUN RGB-D", is_sun_rgbd, open_sun_rgbd, True),
+    "folder": DataFormat("images in folders", lambda root: root.is_dir(), open_folder, False),
 }
 """From the one that is surest to be recognised to the one that anything may be."""
 

@@ -10,11 +10,13 @@ from torch.utils.data import DataLoader
 
 from manystream.data.dataset import Collate, StreamDataset
 from manystream.data.device import DeviceLoader
+from manystream.data.formats import FORMATS
 from manystream.data.opening import identified, open_split
 from manystream.data.options import AugmentOn, DataOptions, Report
 from manystream.data.preprocessing import Preprocessing
 from manystream.data.raw import BatchReader, RawDataset
 from manystream.data.sampler import StreamBatchSampler
+from manystream.data.sources.wanted import TRAINVAL
 from manystream.data.survey import Progress
 from manystream.data.transforms import EvalTransform, TrainTransform
 from manystream.streams import StreamBatch
@@ -86,8 +88,8 @@ def training_data(
 
 
 def _held_out(options: DataOptions) -> dict[str, Any] | None:
-    has_splits = options.format in (None, "folder", "prepared")
-    if has_splits or options.train_split == "trainval":
+    may_be = options.format is not None and FORMATS[options.format].holds_out
+    if not may_be or options.train_split == TRAINVAL:
         return None
     return {"val_share": options.val_share, "split_seed": options.split_seed}
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 from lightning.pytorch.plugins import LayerSync
@@ -49,22 +50,30 @@ class AfterBackwardStrategy(DDPStrategy):
 
     def on_validation_start(self) -> None:
         """Validate with the first process's running statistics."""
-        assert self.model is not None
-        _take_from_first(self.model.buffers())
+        self._take_statistics()
 
     def on_validation_end(self) -> None:
         """Go on with them: whoever stops their moving now keeps what all have."""
-        self.on_validation_start()
+        self._take_statistics()
 
     def on_train_end(self) -> None:
         """Leave the first process's running statistics in all."""
-        self.on_validation_start()
+        self._take_statistics()
+
+    def _take_statistics(self) -> None:
+        assert self.model is not None
+        _take_from_first(self.model.buffers())
 
 
 AFTER_BACKWARD = "ddp_after_backward"
 StrategyRegistry.register(
     AFTER_BACKWARD, AfterBackwardStrategy, AfterBackwardStrategy.__doc__, override=True
 )
+
+
+def exchanges_during_backward(trainer: pl.Trainer) -> bool:
+    """Whether processes that train together wait for each gradient as it appears."""
+    return trainer.world_size > 1 and not isinstance(trainer.strategy, AfterBackwardStrategy)
 
 
 @torch.no_grad()

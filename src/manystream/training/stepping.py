@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from manystream.graphs import GraphedStep
 from manystream.models import StreamNetwork
 from manystream.streams import StreamBatch
-from manystream.training.distributed import AfterBackwardStrategy
+from manystream.training.distributed import exchanges_during_backward
 from manystream.training.options import FitOptions
 
 Step = Callable[[StreamBatch], tuple[Tensor, Tensor]]
@@ -42,7 +42,7 @@ def _obstacle(options: FitOptions, trainer: pl.Trainer) -> str | None:
     """What a captured step could not do."""
     if trainer.strategy.root_device.type != "cuda":
         return "there is no GPU"
-    if trainer.world_size > 1 and not isinstance(trainer.strategy, AfterBackwardStrategy):
+    if exchanges_during_backward(trainer):
         return f"strategy {options.strategy!r} averages gradients while the backward pass runs"
     if trainer.world_size > 1 and options.sync_batchnorm:
         return "joint batch norms meet the other processes in every layer"

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from manystream.training.aids.subset_accuracy import logged_as
-from manystream.training.distributed import AfterBackwardStrategy
+from manystream.training.distributed import exchanges_during_backward
 from manystream.training.recipe.parts import network_of, stream_modules
 
 _logger = logging.getLogger(__name__)
@@ -113,8 +113,7 @@ class StreamFreezing(pl.Callback):
         self._trained += of_modules.values()
         for norm in moving:
             norm.eval()
-        alone = trainer.world_size == 1
-        must_keep_coming = not (alone or isinstance(trainer.strategy, AfterBackwardStrategy))
         for parameter in of_modules.values():
             parameter.grad = None
-            parameter.requires_grad_(must_keep_coming)
+            # Gradients that processes have agreed on must keep coming.
+            parameter.requires_grad_(exchanges_during_backward(trainer))

@@ -1,4 +1,4 @@
-"""What a trained model says about its images, and batches that are prepared as it says."""
+"""Batches of the commands: to train on, and prepared as a trained model says."""
 
 from __future__ import annotations
 
@@ -12,12 +12,21 @@ from manystream.classifier import StreamClassifier
 from manystream.cli.output import say
 from manystream.cli.progress import progress_bar
 from manystream.data.dataset import StreamDataset
-from manystream.data.loaders import make_loader
+from manystream.data.loaders import TrainingData, make_loader, training_data
 from manystream.data.opening import open_split
 from manystream.data.options import DataOptions
 from manystream.data.preprocessing import Preprocessing
 from manystream.data.transforms import EvalTransform
 from manystream.streams import StreamBatch
+from manystream.training import FitOptions
+
+
+def load_training_data(options: DataOptions, fit: FitOptions) -> TrainingData:
+    """The splits to train and to validate on, with a bar while they are looked at."""
+    with progress_bar("looking at images") as progress:
+        return training_data(
+            options, seed=fit.seed, report=say, progress=progress, accelerator=fit.accelerator
+        )
 
 
 def trained_with(model: StreamClassifier, path: Path) -> tuple[Preprocessing, tuple[str, ...]]:
