@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import manystream as ms
-from manystream.layers.sync_norm import synchronise_norms
+from manystream.layers import synchronise_norms
 from manystream.memory.bench import Row, save
 from manystream.training import average_gradients
 

@@ -31,6 +31,7 @@ from rich.table import Table
 from torch import Tensor
 
 import manystream as ms
+from manystream.batch import StreamBatch
 from manystream.data.bench import FeedingCase, measure_feeding
 from manystream.data.dataset import StreamDataset
 from manystream.data.loaders import make_loader
@@ -43,7 +44,6 @@ from manystream.data.source import Source
 from manystream.data.sources.scenes import SceneSource
 from manystream.data.transforms import TrainTransform
 from manystream.memory.bench import save
-from manystream.streams import StreamBatch
 
 RESULTS = Path(__file__).parent / "results" / "feeding.json"
 HEIGHT, WIDTH, STORED, SHOWN = 480, 640, 256, 224

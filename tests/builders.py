@@ -6,10 +6,10 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from manystream.batch import StreamBatch
 from manystream.layers import LinearIntegration, ScalarIntegration
 from manystream.models import StreamResNet
 from manystream.presence import Presence
-from manystream.streams import StreamBatch
 
 CHANNELS = (3, 1, 2, 1)
 """Channels of the streams of a small network."""

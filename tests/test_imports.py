@@ -131,7 +131,7 @@ def test_an_import_against_the_direction_is_seen(room, source):
 @pytest.mark.parametrize(
     ("room", "source"),
     [
-        ("data", "import torch\nfrom manystream.streams import StreamBatch"),
+        ("data", "import torch\nfrom manystream.batch import StreamBatch"),
         ("data", "from manystream.data.sources.folder import FolderSource"),
         ("cli", "from manystream import __version__"),
         ("", "from manystream import functional, layers"),

@@ -1,114 +1,149 @@
-from itertools import combinations_with_replacement, permutations, product
+import itertools
 
 import pytest
 import torch
 from hypothesis import given
 from torch import Tensor
 
-from manystream.presence import Presence, mask_from_blanked
+from manystream.presence import Presence, Views, gray_rank, mask_from_blanked
 from tests.builders import mask_of, presences
 
 
-def is_run(present: list[bool]) -> bool:
-    """Whether the ones stand together."""
-    return "0" not in "".join("1" if p else "0" for p in present).strip("0")
+def sorted_samples(presence: Presence) -> list[int]:
+    """Caller's number of each sorted sample."""
+    return list(range(presence.num_samples)) if presence.order is None else presence.order.tolist()
 
 
-def most_runs(mask: Tensor) -> int:
-    """By trying every order of the samples: how many streams can be runs at once."""
-    orders = permutations(mask.tolist())
-    return max(sum(map(is_run, zip(*order, strict=True))) for order in orders)
+def bits(row: Tensor) -> int:
+    return sum(1 << m for m, has in enumerate(row.tolist()) if has)
 
 
-def number_of_slices(mask: Tensor) -> int:
-    return sum(isinstance(rows, slice) for rows in Presence.from_mask(mask).rows)
+def subsets_of(pattern: int) -> set[int]:
+    return {s for s in range(1, pattern + 1) if s & ~pattern == 0}
 
 
-def all_words(num_streams: int) -> list[str]:
-    return [f"{n:0{num_streams}b}" for n in range(1, 2**num_streams)]
+def seen(views: Views) -> list[tuple[int, int]]:
+    """The caller's sample and the subset of each view."""
+    samples = sorted_samples(views.presence)
+    subset = [g.subset for g in views.groups for _ in range(g.views.start, g.views.stop)]
+    return [(samples[p], s) for p, s in zip(views.sample.tolist(), subset, strict=True)]
 
 
-@pytest.mark.parametrize("num_samples", [1, 2, 3, 4, 5])
-def test_up_to_two_streams_are_always_runs(num_samples: int) -> None:
-    assert number_of_slices(mask_of("1 " * num_samples)) == 1
-    for words in product(all_words(2), repeat=num_samples):
-        assert number_of_slices(mask_of(" ".join(words))) == 2
+def entering(views: Views, stream: int) -> dict[int, int]:
+    """The caller's sample that the runs of a stream bring to each of their views."""
+    samples = views.presence.samples(stream).tolist()
+    found = {}
+    for rows, into in views.runs[stream]:
+        assert rows.stop - rows.start == into.stop - into.start > 0
+        for row, view in zip(range(*rows.indices(99)), range(*into.indices(999)), strict=True):
+            assert view not in found, "a stream enters a view once"
+            found[view] = samples[row]
+    return found
 
 
-def test_three_streams_are_runs_wherever_an_order_exists() -> None:
-    fewer = 0
-    for words in combinations_with_replacement(all_words(3), 4):
-        mask = mask_of(" ".join(words))
-        assert number_of_slices(mask) == most_runs(mask), words
-        fewer += number_of_slices(mask) < 3
-    assert fewer, "among these batches are some without such an order"
-
-
-def test_four_streams_are_all_runs_wherever_an_order_exists() -> None:
-    outcomes = set()
-    for words in combinations_with_replacement(all_words(4), 3):
-        mask = mask_of(" ".join(words))
-        possible = most_runs(mask) == 4
-        assert (number_of_slices(mask) == 4) is possible, words
-        outcomes.add(possible)
-    assert outcomes == {True, False}
+def test_neighbours_in_gray_code_differ_in_one_stream() -> None:
+    codes = sorted(range(16), key=gray_rank)
+    assert sorted(map(gray_rank, range(16))) == list(range(16))
+    assert all((a ^ b).bit_count() == 1 for a, b in itertools.pairwise(codes))
 
 
 @given(presences())
-def test_rows_samples_and_order_say_the_same(words: str) -> None:
+def test_classes_samples_and_order_say_the_same(words: str) -> None:
     mask = mask_of(words)
     presence = Presence.from_mask(mask)
-    full = torch.arange(len(mask))
-    in_order = full if presence.order is None else full[presence.order]
-    assert sorted(in_order.tolist()) == full.tolist()
+    samples = sorted_samples(presence)
+    assert sorted(samples) == list(range(len(mask)))
+    assert [bits(mask[b]) for b in samples] == [
+        pattern for pattern, run in presence.classes for _ in range(run.start, run.stop)
+    ]
+    assert len({pattern for pattern, _ in presence.classes}) == len(presence.classes)
     for m in range(mask.shape[1]):
-        samples = presence.samples(m)
-        assert sorted(samples.tolist()) == mask[:, m].nonzero().flatten().tolist()
-        assert torch.equal(in_order[presence.rows[m]], samples)
+        assert presence.samples(m).tolist() == [b for b in samples if mask[b, m]]
+        assert presence.num_rows(m) == int(mask[:, m].sum())
     assert torch.equal(presence.mask, mask)
     assert (presence.num_samples, presence.num_streams) == tuple(mask.shape)
 
 
 @given(presences())
-def test_restore_undoes_the_order(words: str) -> None:
-    presence = Presence.from_mask(mask_of(words))
-    full = torch.arange(2 * presence.num_samples).view(-1, 2)
-    in_order = full if presence.order is None else full[presence.order]
-    assert torch.equal(presence.restore(in_order), full)
+def test_full_views_are_the_sorted_samples(words: str) -> None:
+    mask = mask_of(words)
+    views = Views.full_only(Presence.from_mask(mask))
+    assert views.num_views == len(mask)
+    assert seen(views) == [(b, bits(mask[b])) for b in sorted_samples(views.presence)]
+
+
+@given(presences(max_samples=5))
+def test_all_subsets_hold_every_subset_of_what_a_sample_has_once(words: str) -> None:
+    mask = mask_of(words)
+    views = Views.all_subsets(Presence.from_mask(mask))
+    expected = {(b, s) for b in range(len(mask)) for s in subsets_of(bits(mask[b]))}
+    assert len(seen(views)) == len(expected)
+    assert set(seen(views)) == expected
+
+
+@pytest.mark.parametrize("build", [Views.full_only, Views.all_subsets])
+@given(words=presences(max_samples=5))
+def test_runs_bring_each_view_the_rows_of_its_sample(build, words: str) -> None:
+    mask = mask_of(words)
+    views = build(Presence.from_mask(mask))
+    position = 0
+    for group in views.groups:
+        assert group.views.start == position < group.views.stop
+        position = group.views.stop
+    assert position == views.num_views
+    for m in range(mask.shape[1]):
+        found = entering(views, m)
+        assert found == {v: b for v, (b, subset) in enumerate(seen(views)) if subset >> m & 1}
+        first, count = [], presence_rows(views, m)
+        for rows, _ in views.runs[m]:
+            if len(first) < count:
+                first += range(rows.start, rows.stop)
+        assert sorted(first) == list(range(count)), "the first runs hold each row once"
+
+
+def presence_rows(views: Views, stream: int) -> int:
+    return views.presence.num_rows(stream)
+
+
+@pytest.mark.parametrize("build", [Views.full_only, Views.all_subsets])
+@given(words=presences(max_samples=5))
+def test_restore_picks_the_full_views_in_the_callers_order(build, words: str) -> None:
+    mask = mask_of(words)
+    views = build(Presence.from_mask(mask))
+    told = torch.tensor([(b, s) for b, s in seen(views)])
+    assert views.restore(told).tolist() == [[b, bits(row)] for b, row in enumerate(mask)]
+
+
+@pytest.mark.parametrize("build", [Views.full_only, Views.all_subsets])
+def test_two_complete_streams_enter_in_one_run_a_group(build) -> None:
+    views = build(Presence.all_present(4, 2))
+    having = {m: sum(g.subset >> m & 1 for g in views.groups) for m in (0, 1)}
+    assert {m: len(runs) for m, runs in enumerate(views.runs)} == having
 
 
 @given(presences())
 def test_a_sorted_batch_is_left_as_it_is(words: str) -> None:
     mask = mask_of(words)
-    order = Presence.from_mask(mask).order
-    again = Presence.from_mask(mask if order is None else mask[order])
+    again = Presence.from_mask(mask[sorted_samples(Presence.from_mask(mask))])
     assert again.order is None
-    assert again.restore_index is None
+    assert Views.full_only(again).full is None
 
 
 def test_equal_samples_stay_in_the_callers_order() -> None:
-    presence = Presence.from_mask(mask_of("01 11 01 11 10"))
-    assert presence.order is not None
-    order = presence.order.tolist()
+    order = sorted_samples(Presence.from_mask(mask_of("01 11 01 11 10")))
     assert order.index(0) < order.index(2)
     assert order.index(1) < order.index(3)
 
 
-@pytest.mark.parametrize(
-    "presence", [Presence.all_present(3, 2), Presence.from_mask(torch.ones(3, 2, dtype=torch.bool))]
-)
-def test_all_present(presence: Presence) -> None:
-    assert presence.mask.all()
-    assert presence.mask.shape == (3, 2)
-    assert presence.order is None
-    assert presence.restore_index is None
-    assert presence.rows == (slice(0, 3), slice(0, 3))
-
-
-def test_a_stream_without_rows_is_an_empty_slice() -> None:
+def test_a_stream_without_rows_has_no_run() -> None:
     presence = Presence.from_mask(mask_of("10 10"))
-    assert torch.arange(2)[presence.rows[1]].tolist() == []
+    assert Views.full_only(presence).runs == (((slice(0, 2), slice(0, 2)),), ())
     assert presence.samples(1).tolist() == []
+
+
+def test_a_batch_without_samples() -> None:
+    views = Views.full_only(Presence.from_mask(torch.zeros(0, 2, dtype=torch.bool)))
+    assert (views.num_views, views.groups, views.runs) == (0, (), ((), ()))
 
 
 def test_from_blanked_is_the_opposite_of_present() -> None:
@@ -118,17 +153,11 @@ def test_from_blanked_is_the_opposite_of_present() -> None:
     assert torch.equal(mask_from_blanked({}, 2, 2), mask_of("11 11"))
 
 
-def test_only_the_indices_go_to_the_device() -> None:
-    presence = Presence.from_mask(mask_of("110 101 011"))
-    assert any(isinstance(rows, Tensor) for rows in presence.rows)
-    moved = presence.to("meta")
-    assert moved.mask.device.type == "cpu"
-    assert moved.order is not None
-    assert moved.order.device.type == "cpu"
-    assert moved.restore_index is not None
-    assert moved.restore_index.device.type == "meta"
-    for before, after in zip(presence.rows, moved.rows, strict=True):
-        assert after == before if isinstance(before, slice) else after.device.type == "meta"
+def test_only_the_way_back_goes_to_the_device() -> None:
+    views = Views.full_only(Presence.from_mask(mask_of("110 101 011"))).to("meta")
+    assert views.full is not None
+    assert views.full.device.type == "meta"
+    assert views.sample.device.type == views.presence.mask.device.type == "cpu"
 
 
 @pytest.mark.parametrize(

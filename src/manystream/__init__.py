@@ -1,12 +1,12 @@
 """Networks on several image streams that survive a missing sensor and train in less memory."""
 
 from manystream import functional, layers, models
+from manystream.batch import StreamBatch
 from manystream.classifier import StreamClassifier, create_model, load_model
 from manystream.dropout import ModalityDropout
 from manystream.graphs import GraphedStep
 from manystream.models import StreamResNet
 from manystream.presence import Presence
-from manystream.streams import StreamBatch
 
 __version__ = "0.1.0"
 

@@ -17,9 +17,9 @@ from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
-from manystream.functional.kernels.choice import launches_are_free
+from manystream.batch import StreamBatch
+from manystream.functional.kernels.dispatch import launches_are_free
 from manystream.functional.lanes import Lanes, usable
-from manystream.streams import StreamBatch
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """From logits, (B, classes), and targets, (B,), to a loss, ()."""
@@ -289,8 +289,13 @@ def _memory_of_lanes_is_reused() -> bool:
 
 
 def _key(batch: StreamBatch) -> Hashable:
-    rows = tuple((r.start, r.stop) if isinstance(r, slice) else len(r) for r in batch.presence.rows)
-    return (rows, len(batch), *((x.shape, x.dtype) for x in batch.streams))
+    """All that a batch's shape is: which rows enter which views, and the images' sizes."""
+    runs = tuple(
+        tuple((rows.start, rows.stop, views.start) for rows, views in of_stream)
+        for of_stream in batch.views.runs
+    )
+    groups = tuple((group.subset, group.views.stop) for group in batch.views.groups)
+    return (runs, groups, len(batch), *((x.shape, x.dtype) for x in batch.streams))
 
 
 def _state(network: nn.Module, device: str) -> Hashable:
@@ -347,33 +352,23 @@ def _flat(x: Tensor) -> Tensor:
 def _static(batch: StreamBatch) -> StreamBatch:
     """A copy that replays read; it always has an order to restore."""
     assert batch.target is not None
-    presence = replace(
-        batch.presence,
-        restore_index=_restore_index(batch).clone(),
-        rows=tuple(r if isinstance(r, slice) else r.clone() for r in batch.presence.rows),
-    )
+    views = replace(batch.views, full=_full(batch).clone())
     streams = tuple(x.clone(memory_format=torch.channels_last) for x in batch.streams)
-    return StreamBatch(streams, presence, target=batch.target.clone())
+    return StreamBatch(streams, batch.presence, target=batch.target.clone(), views=views)
 
 
 def _copy(batch: StreamBatch, static: StreamBatch) -> None:
     assert batch.target is not None
     assert static.target is not None
-    sources = [*batch.streams, batch.target, _restore_index(batch), *batch.presence.rows]
-    assert static.presence.restore_index is not None
-    targets = [
-        *static.streams,
-        static.target,
-        static.presence.restore_index,
-        *static.presence.rows,
-    ]
+    assert static.views.full is not None
+    sources = [*batch.streams, batch.target, _full(batch)]
+    targets = [*static.streams, static.target, static.views.full]
     for source, target in zip(sources, targets, strict=True):
-        if isinstance(source, Tensor) and isinstance(target, Tensor):
-            target.copy_(source, non_blocking=True)
+        target.copy_(source, non_blocking=True)
 
 
-def _restore_index(batch: StreamBatch) -> Tensor:
-    index = batch.presence.restore_index
+def _full(batch: StreamBatch) -> Tensor:
+    index = batch.views.full
     if index is not None:
         return index
     return torch.arange(len(batch), device=batch.streams[0].device)

@@ -1,26 +1,23 @@
-"""Which sample has which stream, and the order of samples that makes each stream's rows one run."""
+"""Which sample has which stream, and with which sets of streams the integrated pathway sees it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from itertools import groupby
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-Rows = slice | Tensor
-"""Where a stream's rows stand in the sorted batch: a slice if they are one run, else an index."""
 
 
 @dataclass(frozen=True, eq=False)
 class Presence:
     """Who has which stream, known on the host, and the sorted order that follows from it.
 
-    Samples are sorted so that the rows of a stream form one contiguous run: of every stream where
-    such an order exists, as it does for two (only one | both | only the other), else of those that
-    can, taken in turn. Placing a stream's rows into the full batch is then a slice, and an index
-    only where they are no run.
+    Samples are sorted by their pattern, the set of streams that they have, so that each stream's
+    rows stand in few runs: patterns follow each other as in a Gray code, where neighbours differ in
+    one stream. With two streams (only one | both | only the other) every stream is one run.
 
     Build one with :meth:`from_mask`, :meth:`from_blanked` or :meth:`all_present`.
 
@@ -28,20 +25,18 @@ class Presence:
         mask: present streams in the caller's order, shape (B, M), bool, on the CPU.
         order: caller's number of each sorted sample, shape (B,), int64, on the CPU; None where
             the caller's order is already sorted.
-        restore_index: sorted position of each of the caller's samples, shape (B,), int64, on the
-            device of the batch; None where ``order`` is.
-        rows: for each stream, where its rows stand in the sorted batch.
+        classes: the patterns that occur, as the bits of a number, and the run of sorted samples
+            that have each; the runs follow each other from 0 to B.
 
     Example:
         >>> presence = Presence.from_mask(torch.tensor([[True, True], [False, True], [True, True]]))
-        >>> presence.order.tolist(), presence.rows
-        ([1, 0, 2], (slice(1, 3, None), slice(0, 3, None)))
+        >>> presence.order.tolist(), presence.classes
+        ([0, 2, 1], ((3, slice(0, 2, None)), (2, slice(2, 3, None))))
     """
 
     mask: Tensor
     order: Tensor | None
-    restore_index: Tensor | None
-    rows: tuple[Rows, ...]
+    classes: tuple[tuple[int, slice], ...]
 
     @classmethod
     def from_mask(cls, mask: Tensor) -> Presence:
@@ -55,16 +50,16 @@ class Presence:
             ValueError: if the mask has another shape or dtype, or a sample has no stream.
         """
         mask = _checked_mask(mask)
-        if bool(mask.all()):
-            return cls.all_present(*mask.shape)
-        patterns = _patterns(mask)
-        rank = {p: i for i, p in enumerate(_order_of_patterns(frozenset(patterns)))}
-        order = sorted(range(len(patterns)), key=lambda b: rank[patterns[b]])
-        rows = tuple(_rows(mask[order, m]) for m in range(mask.shape[1]))
-        if order == list(range(len(order))):
-            return cls(mask, None, None, rows)
-        order_index = torch.tensor(order)
-        return cls(mask, order_index, torch.argsort(order_index), rows)
+        bits = [1 << m for m in range(mask.shape[1])]
+        patterns = (mask.long() @ torch.tensor(bits)).tolist()
+        order = sorted(range(len(patterns)), key=lambda b: gray_rank(patterns[b]))
+        classes, start = [], 0
+        for pattern, samples in groupby(patterns[b] for b in order):
+            stop = start + len(list(samples))
+            classes.append((pattern, slice(start, stop)))
+            start = stop
+        is_sorted = order == list(range(len(order)))
+        return cls(mask, None if is_sorted else torch.tensor(order), tuple(classes))
 
     @classmethod
     def from_blanked(
@@ -86,8 +81,7 @@ class Presence:
     @classmethod
     def all_present(cls, num_samples: int, num_streams: int) -> Presence:
         """Every sample has every stream."""
-        mask = torch.ones(num_samples, num_streams, dtype=torch.bool)
-        return cls(mask, None, None, (slice(0, num_samples),) * num_streams)
+        return cls.from_mask(torch.ones(num_samples, num_streams, dtype=torch.bool))
 
     @property
     def num_samples(self) -> int:
@@ -106,28 +100,160 @@ class Presence:
             return present.nonzero().flatten()
         return self.order[present[self.order]]
 
-    def restore(self, sorted_samples: Tensor) -> Tensor:
-        """Put what came out in sorted order back into the caller's order.
+    def num_rows(self, stream: int) -> int:
+        """Count the samples that have a stream, B_m."""
+        return sum(_length(run) for pattern, run in self.classes if pattern >> stream & 1)
+
+
+class Run(NamedTuple):
+    """Neighbouring rows of a stream, and the neighbouring views that they enter, in one order."""
+
+    rows: slice
+    views: slice
+
+
+class Group(NamedTuple):
+    """The views of one subset of the streams, written as the bits of a number."""
+
+    subset: int
+    views: slice
+
+
+@dataclass(frozen=True, eq=False)
+class Views:
+    """With which subset of its streams the integrated pathway sees each sample.
+
+    A view is a row of the integrated pathway. A sample always has its full view, with all streams
+    that it has, and may have more, each with a smaller subset. Views stand in groups of one subset,
+    and a stream's rows enter them run by run, so nothing here needs an index but the way back to
+    the caller's order.
+
+    Build them with :meth:`full_only` or :meth:`all_subsets`.
+
+    Attributes:
+        presence: who has which stream.
+        groups: the groups from the first view to the last, none of them empty.
+        runs: for each stream, where its rows enter. Those of full views come first: together they
+            hold each row once.
+        sample: sorted sample of each view, shape (V,), int64, on the CPU.
+        full: full view of each of the CALLER's samples, shape (B,), int64, on the device of the
+            batch; None where that is its own number.
+    """
+
+    presence: Presence
+    groups: tuple[Group, ...]
+    runs: tuple[tuple[Run, ...], ...]
+    sample: Tensor
+    full: Tensor | None
+
+    @classmethod
+    def full_only(cls, presence: Presence) -> Views:
+        """One view of each sample, with all that it has; views stand as sorted samples do."""
+        return cls._of(presence, {pattern: [samples] for pattern, samples in presence.classes})
+
+    @classmethod
+    def all_subsets(cls, presence: Presence) -> Views:
+        """A view of each sample with every non-empty subset of the streams that it has."""
+        subsets = sorted(range(1, 1 << presence.num_streams), key=gray_rank)
+        having = {
+            subset: [run for pattern, run in presence.classes if subset & ~pattern == 0]
+            for subset in subsets
+        }
+        return cls._of(presence, {subset: runs for subset, runs in having.items() if runs})
+
+    @classmethod
+    def _of(cls, presence: Presence, members: Mapping[int, Sequence[slice]]) -> Views:
+        """Line the views up: by subset, and for each subset runs of sorted samples, ascending.
+
+        No run of samples goes beyond one of the presence's classes.
+        """
+        groups, placed, start = [], list[tuple[int, slice, slice]](), 0
+        for subset, samples in members.items():
+            first = start
+            for run in samples:
+                placed.append((subset, run, slice(start, start + _length(run))))
+                start += _length(run)
+            groups.append(Group(subset, slice(first, start)))
+        sample = torch.tensor(
+            [s for _, run, _ in placed for s in range(run.start, run.stop)], dtype=torch.int64
+        )
+        runs = tuple(_runs_of(m, presence, placed) for m in range(presence.num_streams))
+        return cls(presence, tuple(groups), runs, sample, _full_views(presence, placed))
+
+    @property
+    def num_views(self) -> int:
+        """Number of views V."""
+        return len(self.sample)
+
+    def restore(self, views: Tensor) -> Tensor:
+        """Pick the full views, in the caller's order.
 
         Args:
-            sorted_samples: shape (B, ...).
+            views: shape (V, ...).
 
         Returns:
-            Shape (B, ...), in the caller's order.
+            Shape (B, ...).
         """
-        if self.restore_index is None:
-            return sorted_samples
-        return sorted_samples.index_select(0, self.restore_index)
+        return views if self.full is None else views.index_select(0, self.full)
 
-    def to(self, device: torch.device | str) -> Presence:
-        """Bring the indices, not the mask, to a device, without waiting for it."""
-        return replace(
-            self,
-            restore_index=None
-            if self.restore_index is None
-            else upload(self.restore_index, device),
-            rows=tuple(r if isinstance(r, slice) else upload(r, device) for r in self.rows),
+    def to(self, device: torch.device | str) -> Views:
+        """Bring what is indexed with to a device, without waiting for it."""
+        return self if self.full is None else replace(self, full=upload(self.full, device))
+
+
+def gray_rank(pattern: int) -> int:
+    """Return the place of a pattern in the reflected Gray code, whose neighbours differ in one bit.
+
+    Source: Gray, "Pulse code communication", US patent 2,632,058, 1953.
+    """
+    rank = pattern
+    while pattern := pattern >> 1:
+        rank ^= pattern
+    return rank
+
+
+def _runs_of(
+    stream: int, presence: Presence, placed: Iterable[tuple[int, slice, slice]]
+) -> tuple[Run, ...]:
+    first_row, row = {}, 0
+    for pattern, samples in presence.classes:
+        first_row[pattern] = row
+        row += _length(samples) * (pattern >> stream & 1)
+    full, smaller = list[Run](), list[Run]()
+    for subset, samples, views in placed:
+        if not subset >> stream & 1:
+            continue
+        pattern, run = next(
+            (p, r) for p, r in presence.classes if r.start <= samples.start < r.stop
         )
+        start = first_row[pattern] + samples.start - run.start
+        entering = Run(slice(start, start + _length(samples)), views)
+        _append(full if subset == pattern else smaller, entering)
+    return (*full, *smaller)
+
+
+def _append(runs: list[Run], run: Run) -> None:
+    """Add a run; one that continues the last in its rows and views becomes part of it."""
+    if runs and runs[-1].rows.stop == run.rows.start and runs[-1].views.stop == run.views.start:
+        last = runs.pop()
+        run = Run(slice(last.rows.start, run.rows.stop), slice(last.views.start, run.views.stop))
+    runs.append(run)
+
+
+def _full_views(presence: Presence, placed: Iterable[tuple[int, slice, slice]]) -> Tensor | None:
+    patterns = dict(presence.classes)
+    full = torch.empty(presence.num_samples, dtype=torch.int64)
+    for subset, samples, views in placed:
+        own = patterns.get(subset)
+        if own is not None and own.start <= samples.start < own.stop:
+            full[samples] = torch.arange(views.start, views.stop)
+    if presence.order is not None:
+        full = torch.empty_like(full).index_copy_(0, presence.order, full)
+    return None if torch.equal(full, torch.arange(len(full))) else full
+
+
+def _length(run: slice) -> int:
+    return int(run.stop - run.start)
 
 
 def upload(index: Tensor, device: torch.device | str) -> Tensor:
@@ -183,51 +309,3 @@ def _checked_mask(mask: Tensor) -> Tensor:
             "every sample needs at least one stream, leave these out of the batch"
         )
     return mask
-
-
-def _patterns(mask: Tensor) -> list[int]:
-    """Write each sample's streams as the bits of one number."""
-    powers = [1 << m for m in range(mask.shape[1])]
-    return [sum(p for p, has in zip(powers, row, strict=True) if has) for row in mask.tolist()]
-
-
-def _rows(present: Tensor) -> Rows:
-    index = present.nonzero().flatten()
-    if len(index) == 0:
-        return slice(0, 0)
-    first, last = int(index[0]), int(index[-1])
-    return slice(first, last + 1) if last - first + 1 == len(index) else index
-
-
-@lru_cache(maxsize=4096)
-def _order_of_patterns(patterns: frozenset[int]) -> tuple[int, ...]:
-    """Order patterns so that the streams, taken in turn, become runs as long as an order exists.
-
-    The order that makes every stream a run is the consecutive-ones arrangement of the patterns;
-    where there is none, a stream that would break those before it is left to an index.
-    """
-    kept = 0
-    arranged: tuple[int, ...] = (0,)
-    for stream in range(max(patterns).bit_length()):
-        trial = kept | 1 << stream
-        found = _arrange(frozenset(p & trial for p in patterns))
-        if found is not None:
-            kept, arranged = trial, found
-    return tuple(sorted(patterns, key=lambda p: (arranged.index(p & kept), p)))
-
-
-def _arrange(patterns: frozenset[int]) -> tuple[int, ...] | None:
-    """Find an order of the patterns in which every bit's ones are consecutive, or None."""
-    return next(_extend(0, patterns), None)
-
-
-def _extend(seen: int, remaining: frozenset[int]) -> Iterator[tuple[int, ...]]:
-    """Yield the ways to go on after patterns whose union is ``seen``; what ended stays ended."""
-    if not remaining:
-        yield ()
-    for pattern in sorted(remaining):
-        rest = remaining - {pattern}
-        ended = seen & ~pattern
-        if not any(ended & p for p in rest):
-            for tail in _extend(seen | pattern, rest):
-                yield (pattern, *tail)

@@ -2,10 +2,10 @@ import pytest
 import torch
 from hypothesis import given
 
+from manystream.batch import StreamBatch
 from manystream.data.dataset import Collate, Sample, SampleKey, StreamDataset
 from manystream.data.transforms import EvalTransform
 from manystream.presence import Presence
-from manystream.streams import StreamBatch
 from tests.builders import CHANNELS, mask_of, presences, random_images
 from tests.data.builders import DEPTH, RGB, ArraySource, identity, noise
 

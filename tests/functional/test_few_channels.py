@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from manystream.functional import remat
 from manystream.functional.conv import conv2d
-from manystream.functional.kernels import choice
+from manystream.functional.kernels import dispatch
 
 pytest.importorskip("triton")
 
@@ -42,7 +42,7 @@ def operands(channels, kernel_size, height, width, *, out_channels=6, batch=3):
 
 def assert_the_same_convolution(x, weight, stride, padding, dtype):
     x = x.to(dtype).to(x.dtype)  # the interpreter cuts where a GPU rounds
-    with choice.launches_are_free():
+    with dispatch.launches_are_free():
         assert has_few_channels(x, weight)
         found = few_channels_conv2d(x, weight, stride, padding, dtype)
     assert found.dtype == dtype
@@ -80,7 +80,7 @@ def test_pixels_for_more_than_one_program():
 
 def test_images_of_every_layout():
     x, weight = operands(3, 7, 12, 10)
-    with choice.launches_are_free():
+    with dispatch.launches_are_free():
         plain = few_channels_conv2d(x, weight, 2, 3, torch.float32)
         last = x.contiguous(memory_format=torch.channels_last)
         assert torch.equal(few_channels_conv2d(last, weight, 2, 3, torch.float32), plain)
@@ -88,7 +88,7 @@ def test_images_of_every_layout():
 
 def test_its_output_may_be_changed_in_place():
     x, weight = operands(3, 7, 12, 12)
-    with choice.launches_are_free():
+    with dispatch.launches_are_free():
         y = few_channels_conv2d(x, weight, 2, 3, torch.float32)
     (due,) = torch.autograd.grad(2 * F.conv2d(x, weight, stride=2, padding=3).sum(), weight)
     (came,) = torch.autograd.grad(y.mul_(2).sum(), weight)
@@ -98,7 +98,7 @@ def test_its_output_may_be_changed_in_place():
 def test_nothing_but_the_images_is_kept():
     x, weight = operands(3, 7, 16, 16)
     kept = []
-    with choice.launches_are_free(), remat.recording(), remat.observing(kept.append):
+    with dispatch.launches_are_free(), remat.recording(), remat.observing(kept.append):
         y = few_channels_conv2d(x, weight, 2, 3, torch.float32)
     assert {t.data_ptr() for t in kept} == {x.data_ptr()}
     del y
@@ -107,7 +107,7 @@ def test_nothing_but_the_images_is_kept():
 def test_a_convolution_goes_there_under_autocast():
     x, weight = operands(3, 7, 16, 16)
     expected = F.conv2d(x, weight, stride=2, padding=3)
-    with choice.launches_are_free(), torch.autocast(DEVICE, torch.bfloat16):
+    with dispatch.launches_are_free(), torch.autocast(DEVICE, torch.bfloat16):
         y = conv2d(x, weight, 2, 3)
     assert "FewChannels" in type(y.grad_fn).__name__
     assert y.dtype == torch.bfloat16
@@ -121,7 +121,7 @@ def test_a_convolution_goes_there_under_autocast():
 )
 def test_where_it_applies(channels, kernel_size, wants_gradient, applies):
     x, weight = operands(channels, kernel_size, 16, 16)
-    with choice.launches_are_free():
+    with dispatch.launches_are_free():
         assert has_few_channels(x.requires_grad_(wants_gradient), weight) == applies
 
 

@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -11,24 +11,38 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from manystream.functional import linear_integrate
-from manystream.functional.integrate import integrate_through
-from manystream.functional.mixing import LinearMix
-from manystream.presence import Presence
+from manystream.functional.integrate import LINEAR, Placement, integrate
+from manystream.presence import Presence, Run, Views
 from tests.builders import mask_of, presences
 
 CHANNELS, OUT_CHANNELS, INTEGRATED_CHANNELS = 3, 4, 2
 
+
+def run(rows: range, views: range) -> Run:
+    return Run(slice(rows.start, rows.stop), slice(views.start, views.stop))
+
+
 PLACES = {
-    "slices": [slice(0, 3), slice(1, 4)],
-    "indices": [torch.tensor([0, 2]), torch.tensor([3, 0, 1])],
-    "a slice and an index": [slice(1, 2), torch.tensor([3, 1])],
-    "zero rows": [slice(0, 4), slice(0, 0)],
-    "zero rows by index": [torch.tensor([], dtype=torch.int64), slice(0, 4)],
+    "one run each": [[run(range(3), range(3))], [run(range(3), range(1, 4))]],
+    "several runs": [
+        [run(range(1), range(1)), run(range(1, 2), range(2, 3))],
+        [run(range(1), range(3, 4)), run(range(1, 3), range(2))],
+    ],
+    "rows at several views": [
+        [run(range(2), range(2)), run(range(1), range(3, 4)), run(range(1, 2), range(2, 3))],
+        [run(range(1), range(3, 4)), run(range(1, 2), range(1)), run(range(1, 2), range(2, 3))],
+    ],
+    "zero rows": [[run(range(4), range(4))], []],
+    "zero rows of the first": [[], [run(range(4), range(4))]],
 }
 
 
+def num_rows(runs: Sequence[Run]) -> int:
+    return max((rows.stop for rows, _ in runs), default=0)
+
+
 def operands(
-    rows: Sequence[slice | Tensor],
+    placement: Placement,
     num_samples: int = 4,
     *,
     integrated: bool = True,
@@ -45,9 +59,9 @@ def operands(
         return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
 
     out_size = [-(-side // stride) for side in size]
-    count = [len(torch.arange(num_samples)[place]) for place in rows]
+    count = list(map(num_rows, placement))
     raw = [noise(n, CHANNELS, *out_size).requires_grad_() for n in count]
-    weights = [noise(OUT_CHANNELS, CHANNELS, 1, 1).requires_grad_() for _ in rows]
+    weights = [noise(OUT_CHANNELS, CHANNELS, 1, 1).requires_grad_() for _ in placement]
     z = noise(num_samples, INTEGRATED_CHANNELS, *size).requires_grad_()
     kernel = noise(OUT_CHANNELS, INTEGRATED_CHANNELS, 1, 1).requires_grad_()
     return (
@@ -62,7 +76,7 @@ def operands(
 def naive(
     raw: Sequence[Tensor],
     weights: Sequence[Tensor],
-    rows: Sequence[slice | Tensor],
+    placement: Placement,
     num_samples: int,
     integrated: Tensor | None = None,
     integrated_weight: Tensor | None = None,
@@ -72,29 +86,31 @@ def naive(
     """A sum of ordinary convolutions, each placed at its samples by an index."""
     size = raw[0].shape[2:]
     out = raw[0].new_zeros(num_samples, weights[0].shape[0], *size)
-    for x, weight, place in zip(raw, weights, rows, strict=True):
-        index = torch.arange(num_samples)[place]
-        out = out + torch.zeros_like(out).index_copy(0, index, F.conv2d(x, weight))
+    for x, weight, runs in zip(raw, weights, placement, strict=True):
+        out = out + 0 * (x.sum() + weight.sum())  # one without rows has zero gradients
+        for rows, views in runs:
+            index = torch.arange(views.start, views.stop)
+            out = out.index_add(0, index, F.conv2d(x, weight)[rows])
     if integrated is not None:
         out = out + F.conv2d(integrated, integrated_weight, stride=stride)
     return out if bias is None else out + bias.view(-1, 1, 1)
 
 
-@pytest.mark.parametrize("rows", PLACES.values(), ids=PLACES.keys())
+@pytest.mark.parametrize("placement", PLACES.values(), ids=PLACES.keys())
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(
     ("integrated", "size", "stride"), [(False, (2, 3), 1), (True, (2, 3), 1), (True, (5, 3), 2)]
 )
 def test_gradcheck(
-    rows: list[slice | Tensor], bias: bool, integrated: bool, size: tuple[int, int], stride: int
+    placement: Placement, bias: bool, integrated: bool, size: tuple[int, int], stride: int
 ) -> None:
     raw, weights, z, kernel, b = operands(
-        rows, integrated=integrated, bias=bias, size=size, stride=stride
+        placement, integrated=integrated, bias=bias, size=size, stride=stride
     )
     leaves = [x for x in (*raw, *weights, z, kernel, b) if x is not None]
 
     def function(*_: Tensor) -> Tensor:
-        return linear_integrate(raw, weights, rows, 4, z, kernel, b, stride)
+        return linear_integrate(raw, weights, placement, 4, z, kernel, b, stride)
 
     assert torch.autograd.gradcheck(function, leaves)
 
@@ -102,15 +118,16 @@ def test_gradcheck(
 @given(words=presences(), integrated=st.booleans(), bias=st.booleans(), stride=st.integers(1, 3))
 @example(words="110 101 011", integrated=True, bias=True, stride=2)
 @example(words="10 10", integrated=False, bias=False, stride=1)
+@pytest.mark.parametrize("build", [Views.full_only, Views.all_subsets])
 def test_equals_convolutions_placed_by_index(
-    words: str, integrated: bool, bias: bool, stride: int
+    build: Callable[[Presence], Views], words: str, integrated: bool, bias: bool, stride: int
 ) -> None:
-    presence = Presence.from_mask(mask_of(words))
+    views = build(Presence.from_mask(mask_of(words)))
     raw, weights, z, kernel, b = operands(
-        presence.rows, presence.num_samples, integrated=integrated, bias=bias, stride=stride
+        views.runs, views.num_views, integrated=integrated, bias=bias, stride=stride
     )
     leaves = [x for x in (*raw, *weights, z, kernel, b) if x is not None]
-    arguments = (raw, weights, presence.rows, presence.num_samples, z, kernel, b, stride)
+    arguments = (raw, weights, views.runs, views.num_views, z, kernel, b, stride)
     out, expected = linear_integrate(*arguments), naive(*arguments)
     torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
     cotangent = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
@@ -125,33 +142,33 @@ def test_equals_convolutions_placed_by_index(
 @pytest.mark.parametrize("integrated", [False, True])
 def test_memory_layouts(integrated: bool, bias: bool) -> None:
     """The output is channels-last whatever comes in, and operands are left as they were."""
-    rows = [slice(0, 3), torch.tensor([3, 1])]
-    raw, weights, z, kernel, b = operands(rows, integrated=integrated, bias=bias)
-    expected = linear_integrate(raw, weights, rows, 4, z, kernel, b)
+    placement = PLACES["several runs"]
+    raw, weights, z, kernel, b = operands(placement, integrated=integrated, bias=bias)
+    expected = linear_integrate(raw, weights, placement, 4, z, kernel, b)
     assert expected.is_contiguous(memory_format=torch.channels_last)
     plain = [None if x is None else x.detach().clone().contiguous() for x in (*raw, z, b)]
     copies = [None if x is None else x.clone() for x in plain]
-    out = linear_integrate(plain[:2], weights, rows, 4, plain[2], kernel, plain[3])
+    out = linear_integrate(plain[:2], weights, placement, 4, plain[2], kernel, plain[3])
     assert out.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(out, expected)
     for x, copy in zip(plain, copies, strict=True):
         assert x is copy is None or torch.equal(x, copy)
 
 
-@pytest.mark.parametrize("rows", PLACES.values(), ids=PLACES.keys())
+@pytest.mark.parametrize("placement", PLACES.values(), ids=PLACES.keys())
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("integrated", [False, True])
-def test_autocast_to_bfloat16(rows: list[slice | Tensor], integrated: bool, bias: bool) -> None:
+def test_autocast_to_bfloat16(placement: Placement, integrated: bool, bias: bool) -> None:
     raw, weights, z, kernel, b = operands(
-        rows, integrated=integrated, bias=bias, dtype=torch.float32
+        placement, integrated=integrated, bias=bias, dtype=torch.float32
     )
-    expected = naive(raw, weights, rows, 4, z, kernel, b)
+    expected = naive(raw, weights, placement, 4, z, kernel, b)
     sizes = [None if x is None else x.abs() for x in (z, kernel, b)]
-    largest = naive([x.abs() for x in raw], [w.abs() for w in weights], rows, 4, *sizes)
+    largest = naive([x.abs() for x in raw], [w.abs() for w in weights], placement, 4, *sizes)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         # Convolutions give bfloat16 here; their weights stay float32.
         half = [x.detach().bfloat16().requires_grad_() for x in raw]
-        out = linear_integrate(half, weights, rows, 4, z, kernel, b)
+        out = linear_integrate(half, weights, placement, 4, z, kernel, b)
     assert out.dtype == torch.bfloat16
     # Both factors of each product are rounded, and each of the few sums: half a unit of 2^-7 each.
     assert ((out.float() - expected).abs() <= 5 * 2**-8 * largest).all()
@@ -163,23 +180,23 @@ def test_autocast_to_bfloat16(rows: list[slice | Tensor], integrated: bool, bias
         torch.testing.assert_close(x.grad, due, rtol=0.02, atol=0.02 * due.abs().max().item())
 
 
-@pytest.mark.parametrize("rows", PLACES.values(), ids=PLACES.keys())
+@pytest.mark.parametrize("placement", PLACES.values(), ids=PLACES.keys())
 @pytest.mark.parametrize("integrated", [False, True])
 def test_autocast_takes_float32_operands_as_a_convolution_does(
-    rows: list[slice | Tensor], integrated: bool
+    placement: Placement, integrated: bool
 ) -> None:
-    raw, weights, z, kernel, _ = operands(rows, integrated=integrated, dtype=torch.float32)
-    expected = naive(raw, weights, rows, 4, z, kernel)
+    raw, weights, z, kernel, _ = operands(placement, integrated=integrated, dtype=torch.float32)
+    expected = naive(raw, weights, placement, 4, z, kernel)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = linear_integrate(raw, weights, rows, 4, z, kernel)
+        out = linear_integrate(raw, weights, placement, 4, z, kernel)
     scale = expected.abs().max().item()
     torch.testing.assert_close(out.float(), expected, rtol=0.02, atol=0.02 * scale)
 
 
 def test_twice_differentiated() -> None:
-    rows = [slice(0, 4), torch.tensor([1, 3])]
-    raw, weights, z, kernel, _ = operands(rows)
-    out = linear_integrate(raw, weights, rows, 4, z, kernel).square().sum()
+    placement = PLACES["several runs"]
+    raw, weights, z, kernel, _ = operands(placement)
+    out = linear_integrate(raw, weights, placement, 4, z, kernel).square().sum()
     (gradient,) = torch.autograd.grad(out, raw[0], create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
@@ -212,35 +229,35 @@ class AllocatedBytes(TorchDispatchMode):
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("integrated", [True, False])
 def test_forward_allocates_its_output_and_nothing_else(integrated: bool, bias: bool) -> None:
-    rows = [slice(0, 3), slice(1, 4)]
-    raw, weights, z, kernel, b = operands(rows, integrated=integrated, bias=bias)
+    placement = PLACES["one run each"]
+    raw, weights, z, kernel, b = operands(placement, integrated=integrated, bias=bias)
     with AllocatedBytes() as allocated:
-        out = linear_integrate(raw, weights, rows, 4, z, kernel, b)
+        out = linear_integrate(raw, weights, placement, 4, z, kernel, b)
     assert allocated.total == out.numel() * out.element_size()
 
 
 @pytest.mark.parametrize("integrated", [True, False])
 def test_its_output_may_be_changed_in_place(integrated: bool) -> None:
-    rows = [slice(0, 3), slice(1, 4)]
-    raw, weights, z, kernel, b = operands(rows, integrated=integrated, bias=True)
+    placement = PLACES["one run each"]
+    raw, weights, z, kernel, b = operands(placement, integrated=integrated, bias=True)
     leaves = [x for x in (*raw, *weights, z, kernel, b) if x is not None]
-    out = linear_integrate(raw, weights, rows, 4, z, kernel, b)
+    out = linear_integrate(raw, weights, placement, 4, z, kernel, b)
     due = torch.autograd.grad(out.square().sum(), leaves)
-    out = linear_integrate(raw, weights, rows, 4, z, kernel, b)
+    out = linear_integrate(raw, weights, placement, 4, z, kernel, b)
     came = torch.autograd.grad(out.square_().sum(), leaves)
     for ours, theirs in zip(came, due, strict=True):
         assert torch.equal(ours, theirs)
 
 
 def test_what_is_handed_on_brings_its_gradient_back() -> None:
-    rows = [slice(0, 3), slice(1, 4)]
-    raw, weights, z, kernel, _ = operands(rows)
+    placement = PLACES["one run each"]
+    raw, weights, z, kernel, _ = operands(placement)
     assert z is not None
     assert kernel is not None
-    out, handed_on = integrate_through(LinearMix(), raw, weights, rows, 4, (z, kernel))
+    out, handed_on = integrate(LINEAR, raw, weights, placement, 4, z, kernel)
     loss = out.square().sum() + sum((3 * x).square().sum() for x in handed_on)
     came = torch.autograd.grad(loss, [*raw, *weights])
-    out = linear_integrate(raw, weights, rows, 4, z, kernel)
+    out = linear_integrate(raw, weights, placement, 4, z, kernel)
     loss = out.square().sum() + sum((3 * x).square().sum() for x in raw)
     due = torch.autograd.grad(loss, [*raw, *weights])
     for ours, theirs in zip(came, due, strict=True):

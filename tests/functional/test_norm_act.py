@@ -4,8 +4,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from manystream.functional import After, Pool, Running, batch_norm_act, group_norm_act
-from manystream.functional.kernels import choice
+from manystream.functional import (
+    After,
+    BatchNormRows,
+    Pool,
+    Running,
+    batch_norm_act,
+    group_norm_act,
+)
+from manystream.functional.kernels import dispatch
 
 POOL = Pool(kernel_size=3, stride=2, padding=1)
 AFTERS = [After(relu=False), After(), After(pool=POOL)]
@@ -23,6 +30,11 @@ def statistics(dtype=torch.float64):
     return torch.linspace(-1, 1, 4, dtype=dtype), torch.linspace(0.5, 2, 4, dtype=dtype)
 
 
+def one(running, weight, bias):
+    """The same norm for all rows."""
+    return [BatchNormRows(slice(None), running, weight, bias)]
+
+
 def stock(norm, x, residual, after):
     y = norm(x) if residual is None else norm(x) + residual
     y = F.relu(y) if after.relu else y
@@ -38,9 +50,7 @@ def test_batch_norm_gradients(after, training, with_residual):
     def function(x, weight, bias, residual=None):
         return batch_norm_act(
             x,
-            Running(*statistics()),
-            weight,
-            bias,
+            one(Running(*statistics()), weight, bias),
             residual=residual,
             after=after,
             training=training,
@@ -66,14 +76,12 @@ def test_group_norm_gradients(after, with_residual):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("left_to_torch", [True, False])
 def test_batch_norm_agrees_with_stock_operations(after, training, left_to_torch, monkeypatch):
-    monkeypatch.setattr(choice, "leave_to_torch", lambda x: left_to_torch)
+    monkeypatch.setattr(dispatch, "leave_to_torch", lambda x: left_to_torch)
     x, residual, weight, bias = operands()
     ours, theirs = statistics(), statistics()
     y = batch_norm_act(
         x,
-        Running(*ours),
-        weight,
-        bias,
+        one(Running(*ours), weight, bias),
         residual=residual,
         after=after,
         training=training,
@@ -103,11 +111,11 @@ def test_group_norm_agrees_with_stock_operations(after):
 def test_what_is_left_to_torch_gives_the_same_gradients_and_counts(monkeypatch):
     found = []
     for left_to_torch in (True, False):
-        monkeypatch.setattr(choice, "leave_to_torch", lambda x, left=left_to_torch: left)
+        monkeypatch.setattr(dispatch, "leave_to_torch", lambda x, left=left_to_torch: left)
         inputs = operands()
         x, residual, weight, bias = inputs
         buffers = Running(*statistics(), torch.tensor(3))
-        y = batch_norm_act(x, buffers, weight, bias, residual=residual)
+        y = batch_norm_act(x, one(buffers, weight, bias), residual=residual)
         assert ("NormAct" in type(y.grad_fn).__name__) != left_to_torch
         found.append([*torch.autograd.grad(y.square().sum(), inputs), *buffers])
     torch.testing.assert_close(*found, rtol=1e-11, atol=1e-11)
@@ -116,7 +124,7 @@ def test_what_is_left_to_torch_gives_the_same_gradients_and_counts(monkeypatch):
 def test_no_rows_give_zero_gradients():
     x, _, weight, bias = operands(size=(0, 4, 5, 6))
     before = statistics()
-    batch_norm_act(x, Running(*before), weight, bias, training=False).sum().backward()
+    batch_norm_act(x, one(Running(*before), weight, bias), training=False).sum().backward()
     assert torch.equal(weight.grad, torch.zeros(4, dtype=torch.float64))
     torch.testing.assert_close(before, statistics(), rtol=0, atol=0)
 
@@ -126,7 +134,7 @@ def test_statistics_that_move_later_do_not_change_the_backward_pass():
     for moves in (False, True):
         x, _, weight, bias = operands()
         mean, var = statistics()
-        y = batch_norm_act(x, Running(mean, var), weight, bias, training=False)
+        y = batch_norm_act(x, one(Running(mean, var), weight, bias), training=False)
         if moves:
             mean.add_(1)
             var.mul_(3)
@@ -137,7 +145,70 @@ def test_statistics_that_move_later_do_not_change_the_backward_pass():
 
 def test_differentiating_twice_is_refused():
     x, _, weight, bias = operands()
-    y = batch_norm_act(x, Running(*statistics()), weight, bias)
+    y = batch_norm_act(
+        x,
+        one(Running(*statistics()), weight, bias),
+    )
     (grad,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="differentiate twice"):
         grad.sum().backward()
+
+
+GROUPS = [slice(0, 2), slice(2, 3), slice(3, 6)]
+"""Rows of three norms."""
+
+
+@pytest.mark.parametrize("after", AFTERS)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("with_residual", [True, False])
+def test_several_norms_are_each_one_on_its_own_rows(after, training, with_residual):
+    x, residual, *_ = operands(size=(6, 4, 5, 6))
+    residual = residual if with_residual else None
+    parameters = [operands()[2:] for _ in GROUPS]
+    found = []
+    for together in (True, False):
+        buffers = [Running(*statistics(), torch.tensor(2)) for _ in GROUPS]
+        norms = list(zip(GROUPS, buffers, *zip(*parameters, strict=True), strict=True))
+        how = {"after": after, "training": training, "momentum": 0.3}
+        if together:
+            y = batch_norm_act(x, [BatchNormRows(*n) for n in norms], residual=residual, **how)
+        else:
+            y = torch.cat(
+                [
+                    batch_norm_act(
+                        x[rows],
+                        one(*n),
+                        residual=None if residual is None else residual[rows],
+                        **how,
+                    )
+                    for rows, *n in norms
+                ]
+            )
+        inputs = [x, *(p for pair in parameters for p in pair)]
+        inputs += [] if residual is None else [residual]
+        cotangent = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
+        moved = [b for running in buffers for b in running]
+        found.append([y, *torch.autograd.grad(y, inputs, cotangent), *moved])
+    for together, apart in zip(*found, strict=True):
+        assert torch.equal(together, apart)
+
+
+@pytest.mark.parametrize("sides", [(7,), (3, 4, 5)])
+@pytest.mark.parametrize("after", AFTERS)
+def test_maps_of_other_ranks(sides, after):
+    x, residual, weight, bias = operands(size=(3, 4, *sides))
+    y = batch_norm_act(x, one(Running(*statistics()), weight, bias), residual=residual, after=after)
+    norm = partial(
+        F.batch_norm, running_mean=None, running_var=None, weight=weight, bias=bias, training=True
+    )
+    expected = F.relu(norm(x) + residual) if after.relu else norm(x) + residual
+    if after.pool:
+        expected = {1: F.max_pool1d, 3: F.max_pool3d}[len(sides)](expected, *after.pool)
+    torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
+    leaves = [x, residual, weight, bias]
+    for came, due in zip(
+        torch.autograd.grad(y.square().sum(), leaves),
+        torch.autograd.grad(expected.square().sum(), leaves),
+        strict=True,
+    ):
+        torch.testing.assert_close(came, due, rtol=1e-10, atol=1e-10)

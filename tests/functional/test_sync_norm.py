@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from manystream.functional.sync_norm import sync_batch_norm
-from manystream.layers.sync_norm import SyncBatchNorm2d, separate_norms, synchronise_norms
+from manystream.layers import SyncBatchNorm2d, separate_norms, synchronise_norms
 from tests.builders import small_resnet
 
 DEVICES = ["cpu"]

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
+from manystream.batch import StreamBatch
 from manystream.layers import BasicBlock, Bottleneck, LinearIntegration, StreamNormAct2d
-from manystream.streams import StreamBatch
 from tests.builders import compact_batch, mask_of
 
 WORDS = "11 01 10"
@@ -40,7 +40,7 @@ def test_a_projection_only_where_the_size_changes(
         assert [c.kernel_size for c in conv.streams] == [(1, 1)] * 2
         assert [c.stride for c in conv.streams] == [(stride, stride)] * 2
         assert conv.integration.integrated_weight.shape == (out_channels, in_channels, 1, 1)
-        assert norm.after.relu is False
+        assert norm.act is None
 
 
 def test_where_each_block_strides() -> None:

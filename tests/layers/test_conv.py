@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from manystream.batch import StreamBatch
 from manystream.layers import LinearIntegration, StreamConv2d
-from manystream.streams import StreamBatch
 from tests.builders import compact_batch, mask_of, randomise
 
 WORDS = ["11 11", "11 01 10", "10 10", "01 11 10 11"]

@@ -68,14 +68,14 @@ def test_the_module_is_the_function_of_its_parameters(words: str, bias: bool, fi
     expected = linear_integrate(
         raw,
         [rule.stream_weights[0], rule.stream_weights[1]],
-        batch.presence.rows,
-        len(batch),
+        batch.views.runs,
+        batch.views.num_views,
         batch.integrated,
         rule.integrated_weight,
         rule.bias,
         stride=2,
     )
-    integrated, handed_on = rule(raw, batch)
+    integrated, handed_on = rule(raw, batch.views, batch.integrated)
     assert torch.equal(integrated, expected)
     assert all(map(torch.equal, handed_on, raw))
 
@@ -94,15 +94,15 @@ def test_the_scalar_module_is_the_function_of_its_parameters(
     expected = scalar_integrate(
         raw,
         [rule.stream_scalars[0], rule.stream_scalars[1]],
-        batch.presence.rows,
-        len(batch),
+        batch.views.runs,
+        batch.views.num_views,
         batch.integrated,
         rule.integrated_weight,
         rule.integrated_scalar,
         rule.bias,
         stride=2,
     )
-    integrated, handed_on = rule(raw, batch)
+    integrated, handed_on = rule(raw, batch.views, batch.integrated)
     assert torch.equal(integrated, expected)
     assert all(map(torch.equal, handed_on, raw))
 
@@ -122,5 +122,5 @@ def test_one_streams_share_by_itself(rule: LinearIntegration | ScalarIntegration
     rule = rule.double()
     randomise(rule)
     batch = compact_batch(mask_of("11 11 11"), channels=4)
-    shares = [rule.mix(m, raw) for m, raw in enumerate(batch.streams)]
-    torch.testing.assert_close(rule(list(batch.streams), batch)[0], sum(shares))
+    shares = [rule.contribution(m, raw) for m, raw in enumerate(batch.streams)]
+    torch.testing.assert_close(rule(list(batch.streams), batch.views)[0], sum(shares))

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from manystream.batch import StreamBatch
 from manystream.layers import StreamNormAct2d
-from manystream.streams import StreamBatch
 from tests.builders import compact_batch, mask_of, randomise
 
 CHANNELS = 3
@@ -41,7 +41,7 @@ def statistics(layer: nn.Module) -> dict[str, Tensor]:
 @pytest.mark.parametrize("activation", [True, False])
 @pytest.mark.parametrize("residual", [True, False])
 def test_training_counts_the_present_rows(words: str, activation: bool, residual: bool) -> None:
-    layer = build(activation=activation)
+    layer = build(act_layer=nn.ReLU if activation else None)
     batch, identity = batch_of(words), batch_of(words, shift=0.5)
     out = layer(batch, identity) if residual else layer(batch)
     norms = [*layer.streams, layer.integrated]
@@ -54,7 +54,7 @@ def test_training_counts_the_present_rows(words: str, activation: bool, residual
 
 @pytest.mark.parametrize("words", ["11 01", "10 10"])
 def test_eval_uses_the_running_statistics_and_leaves_them(words: str) -> None:
-    layer = build(activation=False).eval()
+    layer = build(act_layer=None).eval()
     before = statistics(layer)
     batch = batch_of(words)
     out = layer(batch)
@@ -89,7 +89,7 @@ def test_running_statistics_move_by_the_present_rows() -> None:
 def test_one_value_or_none_uses_the_running_statistics(
     words: str, size: tuple[int, int], still: list[str]
 ) -> None:
-    layer = build(activation=False)
+    layer = build(act_layer=None)
     before = statistics(layer)
     batch = batch_of(words, size)
     out = layer(batch)
@@ -121,7 +121,7 @@ def test_a_stream_without_rows_has_zero_gradients(training: bool) -> None:
 
 
 def test_the_integrated_norm_is_an_argument() -> None:
-    layer = build(activation=False, integrated_norm=lambda channels: nn.GroupNorm(1, channels))
+    layer = build(act_layer=None, integrated_norm=lambda channels: nn.GroupNorm(1, channels))
     batch = batch_of("11 01")
     z = batch.integrated
     centred = z - z.mean(dim=(1, 2, 3), keepdim=True)

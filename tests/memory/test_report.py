@@ -7,10 +7,10 @@ import torch
 from tests.builders import WIDTHS, mask_of, random_images, small_resnet
 from torch import Tensor
 
+from manystream.batch import StreamBatch
 from manystream.memory import measure
 from manystream.memory.counting import bytes_over_time, kept_bytes, peak_bytes
 from manystream.models import StreamResNet
-from manystream.streams import StreamBatch
 
 MODES = ("fast", "balanced", "lean", "min")
 WORDS = "11 10 11"

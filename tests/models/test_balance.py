@@ -3,7 +3,7 @@ import torch
 
 from manystream.layers import LinearIntegration, ScalarIntegration
 from manystream.models import contributions
-from manystream.models.balance import BalancePenalty
+from manystream.models.inspection import BalancePenalty
 from tests.builders import (
     INTEGRATED_FAMILIES,
     mask_of,
@@ -28,7 +28,9 @@ def by_definition(network, images, mask):
     variances = []
 
     def measure(rule, arguments, _):
-        rms = [rule.mix(m, raw).square().mean().sqrt() for m, raw in enumerate(arguments[0])]
+        rms = [
+            rule.contribution(m, raw).square().mean().sqrt() for m, raw in enumerate(arguments[0])
+        ]
         variances.append(torch.stack(rms).log().var(correction=0))
 
     rules = [m for m in network.modules() if isinstance(m, LinearIntegration | ScalarIntegration)]

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from manystream.batch import make_batch
 from manystream.models import StreamResNet, contributions, mixing_weights
-from manystream.streams import make_batch
 from tests.builders import INTEGRATED_FAMILIES, mask_of, random_images, small_resnet, with_absent
 
 SIZE = (37, 43)

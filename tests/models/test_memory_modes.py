@@ -11,7 +11,7 @@ from torch import is_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from manystream.functional import mixing, remat
+from manystream.functional import integrate, remat
 from manystream.memory import peak_bytes
 from manystream.models import StreamResNet
 from tests.builders import CHANNELS, INTEGRATED_FAMILIES, mask_of, presences, random_images
@@ -143,7 +143,9 @@ def test_a_forward_pass_that_is_given_up_leaves_nothing(mode, block):
     assert [r().nbytes() for r in created.references if r() is not None] == []
 
 
-@pytest.mark.parametrize("failing", [(remat._Recipe, "build"), (mixing, "_kernel_gradient")])
+@pytest.mark.parametrize(
+    "failing", [(remat._Recipe, "build"), (integrate._How, "previous_gradients")]
+)
 @pytest.mark.parametrize("mode", MODES)
 def test_a_backward_pass_that_fails_leaves_nothing(mode, failing, monkeypatch):
     mask = mask_of("11 10 01 11")

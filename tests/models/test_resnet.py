@@ -5,9 +5,9 @@ import torch
 from hypothesis import example, given, settings
 from torch import Tensor, nn
 
+from manystream.batch import make_batch
 from manystream.layers import LinearIntegration
 from manystream.models import StreamResNet
-from manystream.streams import make_batch
 from tests.builders import CHANNELS, WIDTHS, mask_of, presences, random_images, small_resnet
 
 DEPTHS = {

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from manystream.batch import StreamBatch
 from manystream.presence import Presence
-from manystream.streams import StreamBatch
 from manystream.training.batches import read_batch
 from tests.builders import mask_of
 

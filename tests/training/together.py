@@ -13,7 +13,7 @@ from manystream.data.dataset import StreamDataset
 from manystream.data.loaders import make_loader
 from manystream.data.options import DataOptions
 from manystream.data.transforms import EvalTransform
-from manystream.layers.sync_norm import synchronise_norms
+from manystream.layers import synchronise_norms
 from manystream.training import FitOptions, fit
 from manystream.training.distributed import average_gradients
 from tests.builders import mask_of, random_images, small_resnet

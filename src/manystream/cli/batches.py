@@ -8,6 +8,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from manystream.batch import StreamBatch
 from manystream.classifier import StreamClassifier
 from manystream.cli.output import say
 from manystream.cli.progress import progress_bar
@@ -17,7 +18,6 @@ from manystream.data.opening import open_split
 from manystream.data.options import DataOptions
 from manystream.data.preprocessing import Preprocessing
 from manystream.data.transforms import EvalTransform
-from manystream.streams import StreamBatch
 from manystream.training import FitOptions
 
 

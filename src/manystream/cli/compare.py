@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
+from manystream.batch import StreamBatch
 from manystream.classifier import create_model
 from manystream.cli.batches import load_training_data
 from manystream.cli.options import CompareOptions
 from manystream.cli.output import console, fresh_path, plain, print_subsets, say
 from manystream.data.loaders import TrainingData
-from manystream.streams import StreamBatch
 from manystream.training import evaluate_subsets
 from manystream.training.cost import measure_step
 from manystream.training.reports.report import Run, write_report

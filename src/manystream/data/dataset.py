@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from manystream.batch import StreamBatch
 from manystream.data.source import Source
 from manystream.data.transforms import Transform, sample_rng
 from manystream.presence import Presence
-from manystream.streams import StreamBatch
 
 
 @dataclass(frozen=True)

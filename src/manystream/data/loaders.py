@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from manystream.batch import StreamBatch
 from manystream.data.dataset import Collate, StreamDataset
 from manystream.data.device import DeviceLoader
 from manystream.data.formats import FORMATS
@@ -19,7 +20,6 @@ from manystream.data.sampler import StreamBatchSampler
 from manystream.data.sources.wanted import TRAINVAL
 from manystream.data.survey import Progress
 from manystream.data.transforms import EvalTransform, TrainTransform
-from manystream.streams import StreamBatch
 
 # More would only wait for each other: a third of their time is spent on draws, in Python.
 _MOST_THREADS = 4

@@ -68,7 +68,6 @@ class RawBatch:
             frames=tuple(
                 None if x is None else x.to(device, non_blocking=True) for x in self.frames
             ),
-            presence=self.presence.to(device),
             target=self.target.to(device, non_blocking=True),
         )
 

@@ -1,8 +1,9 @@
-"""Pure tensor operations with their own backward; they know nothing of presence, only rows."""
+"""Pure tensor operations with their own backward; they know nothing of presence but runs of rows."""
 
 from manystream.functional.integrate import linear_integrate, scalar_integrate
 from manystream.functional.norm_act import (
     After,
+    BatchNormRows,
     Pool,
     Running,
     batch_norm_act,
@@ -12,6 +13,7 @@ from manystream.functional.norm_act import (
 
 __all__ = [
     "After",
+    "BatchNormRows",
     "Pool",
     "Running",
     "batch_norm_act",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from manystream.functional.kernels import choice
+from manystream.functional.kernels import dispatch
 
 _FEW = 4
 _LARGEST_KERNEL = 8
@@ -18,7 +18,7 @@ _LARGEST_KERNEL = 8
 def has_few_channels(x: Tensor, weight: Tensor) -> bool:
     """Whether :func:`few_channels_conv2d` takes x and serves: images that want no gradient."""
     fits = x.shape[1] <= _FEW and weight.shape[-1] <= _LARGEST_KERNEL
-    return fits and not x.requires_grad and choice.available(x)
+    return fits and not x.requires_grad and dispatch.available(x)
 
 
 def few_channels_conv2d(

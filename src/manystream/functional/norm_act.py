@@ -1,8 +1,16 @@
-"""Norm, residual, ReLU and max-pool as one operation that keeps its input and little else."""
+r"""Norm, residual, ReLU and max-pool as one operation that keeps its input and little else.
+
+.. math:: y = \mathrm{pool}(\mathrm{relu}(\mathrm{norm}(x) + \mathrm{residual}))
+
+Different rows may have norms of their own. The backward pass needs x, which the norm keeps anyway,
+and y where a ReLU but no pool follows. What lies between a ReLU and a pool is never kept: it is
+rebuilt from x, and so is the pool's index.
+"""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,11 +18,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from manystream.functional import remat
-from manystream.functional._after import RELU, After, Gradients, Pool
-from manystream.functional._plain_norm import PlainBatchNorm, PlainGroupNorm
-from manystream.functional.kernels import choice
-
-__all__ = ["After", "Pool", "Running", "batch_norm_act", "batch_statistics", "group_norm_act"]
+from manystream.functional._norm import RELU, After, Norm
+from manystream.functional.kernels import dispatch
+from manystream.functional.layout import empty_maps
 
 
 class Running(NamedTuple):
@@ -31,76 +37,71 @@ class Running(NamedTuple):
     num_batches_tracked: Tensor | None = None
 
 
-@torch.no_grad()
-def batch_statistics(x: Tensor, running: Running, momentum: float = 0.1) -> tuple[Tensor, Tensor]:
-    """Statistics of a batch, which move the running ones.
+class BatchNormRows(NamedTuple):
+    """A batch norm, and the rows that it normalises.
 
-    Args:
-        x: shape (B, C, H, W), with more than one value per channel.
-        running: running statistics.
-        momentum: share of the batch in the running statistics.
-
-    Returns:
-        Mean and biased variance, each of shape (C,).
+    Attributes:
+        rows: the rows.
+        running: its running statistics.
+        weight: shape (C,).
+        bias: shape (C,).
     """
-    if choice.fused(x):
-        from manystream.functional.kernels import statistics
 
-        mean, var = statistics.batch_statistics(x, *running, momentum)
-        return mean, var
-    if running.num_batches_tracked is not None:
-        running.num_batches_tracked.add_(1)
-    return torch.batch_norm_update_stats(x, running.mean, running.var, momentum)
+    rows: slice
+    running: Running
+    weight: Tensor
+    bias: Tensor
 
 
 def batch_norm_act(
     x: Tensor,
-    running: Running,
-    weight: Tensor,
-    bias: Tensor,
+    norms: Sequence[BatchNormRows],
     *,
     residual: Tensor | None = None,
     after: After = RELU,
     training: bool = True,
-    momentum: float = 0.1,
+    momentum: float | None = 0.1,
     eps: float = 1e-5,
     rebuild: bool = False,
 ) -> Tensor:
-    r"""Batch norm, residual, ReLU and max-pool.
-
-    .. math:: y = \mathrm{pool}(\mathrm{relu}(\mathrm{norm}(x) + \mathrm{residual}))
-
-    The backward pass needs x, which the norm keeps anyway, and y where a ReLU but no pool follows.
-    What lies between a ReLU and a pool is never kept: it is rebuilt from x, and so is the pool's
-    index.
+    """Batch norm, residual, ReLU and max-pool.
 
     Args:
-        x: shape (B, C, H, W).
-        running: running statistics, moved in training.
-        weight: shape (C,).
-        bias: shape (C,).
+        x: shape (N, C, ...).
+        norms: norms whose rows are all of x, in order.
         residual: shape of x.
         after: what follows the norm.
-        training: whether to normalise with the batch's statistics; taken once, and kept.
-        momentum: share of the batch in the running statistics.
+        training: whether to normalise rows with their own statistics, which are taken once and
+            kept, and to move the running ones. Rows with one value per channel are normalised with
+            the running statistics, which stay as they are.
+        momentum: share of the batch in the running statistics; None takes the mean of all batches.
         eps: added to the variance.
         rebuild: whether y may be rebuilt from x and the residual instead of kept, see
             :mod:`manystream.functional.remat`.
 
     Returns:
-        Shape (B, C, H, W), or the pooled one; dtype of x.
+        Shape (N, C, ...), or the pooled one; dtype of x.
 
     Raises:
+        ValueError: if the residual, or what is per channel, does not fit x.
         RuntimeError: if differentiated twice, unless the norm was left to torch.
 
     Source:
         Ioffe and Szegedy, "Batch Normalization", 2015.
+
+    Example:
+        >>> x = torch.tensor([[[-1.0, 1.0]], [[-1.0, 1.0]]])
+        >>> one = Running(torch.zeros(1), torch.ones(1)), torch.ones(1), torch.zeros(1)
+        >>> batch_norm_act(x, [BatchNormRows(slice(0, 2), *one)], eps=0.0).flatten()
+        tensor([0., 1., 0., 1.])
     """
-    if training and after.pool is None and not rebuild and choice.leave_to_torch(x):
-        return _batch_norm_act_by_torch(x, running, weight, bias, residual, after, momentum, eps)
-    pools_sum = after.pool is not None and residual is not None
-    norm = _batch_norm(x, running, training, momentum, eps, pools_sum)
-    y: Tensor = _NormAct.apply(x, residual, weight, bias, norm, after, rebuild)
+    _check(x, norms, residual)
+    keeps_y = training and momentum is not None and after.pool is None and not rebuild
+    if dispatch.is_traced() or (keeps_y and dispatch.leave_to_torch(x)):
+        return _batch_norm_by_torch(x, norms, residual, after, training, momentum, eps)
+    parts = [_with_statistics(x, norm, training, momentum, eps, after, residual) for norm in norms]
+    weights, biases = [n.weight for n in norms], [n.bias for n in norms]
+    y: Tensor = _NormAct.apply(parts, after, rebuild, x, residual, *weights, *biases)
     return y
 
 
@@ -115,10 +116,10 @@ def group_norm_act(
     eps: float = 1e-5,
     rebuild: bool = False,
 ) -> Tensor:
-    r"""Group norm, residual, ReLU and max-pool.
+    """Group norm, residual, ReLU and max-pool; each row has statistics of its own.
 
     Args:
-        x: shape (B, C, H, W).
+        x: shape (N, C, ...).
         num_groups: groups that the channels form.
         weight: shape (C,).
         bias: shape (C,).
@@ -128,110 +129,220 @@ def group_norm_act(
         rebuild: as in :func:`batch_norm_act`.
 
     Returns:
-        Shape (B, C, H, W), or the pooled one; dtype of x.
+        Shape (N, C, ...), or the pooled one; dtype of x.
 
     Raises:
+        ValueError: if the residual, or what is per channel, does not fit x.
         RuntimeError: if differentiated twice.
 
     Source:
         Wu and He, "Group Normalization", 2018.
     """
-    norm = PlainGroupNorm(num_groups, eps)
-    y: Tensor = _NormAct.apply(x, residual, weight, bias, norm, after, rebuild)
+    _check_channels(x, weight=weight, bias=bias)
+    _check_residual(x, residual)
+    part = Norm(slice(0, len(x)), eps, num_groups=num_groups)
+    if dispatch.is_traced():
+        return after(part.plainly(x, weight, bias), residual)
+    y: Tensor = _NormAct.apply([part], after, rebuild, x, residual, weight, bias)
     return y
 
 
-def _batch_norm_act_by_torch(
-    x: Tensor,
-    running: Running,
-    weight: Tensor,
-    bias: Tensor,
-    residual: Tensor | None,
-    after: After,
-    momentum: float,
-    eps: float,
-) -> Tensor:
-    """Torch's own autograd keeps x and y too."""
+@torch.no_grad()
+def batch_statistics(
+    x: Tensor, running: Running, momentum: float | None = 0.1
+) -> tuple[Tensor, Tensor]:
+    """Take the statistics of a batch, and move the running ones.
+
+    Args:
+        x: shape (N, C, ...).
+        running: running statistics.
+        momentum: share of the batch in the running statistics; None takes the mean of all batches,
+            which must be counted.
+
+    Returns:
+        Mean and biased variance, each of shape (C,). Those of one value per channel, or of none,
+        say nothing: the running ones are given instead, and stay as they are.
+
+    Raises:
+        ValueError: if the running statistics are of another number of channels, or count no
+            batches that a mean is to be taken of.
+    """
+    _check_channels(x, running_mean=running.mean, running_var=running.var)
+    count = x.numel() // x.shape[1]
+    if count <= 1:
+        return running.mean.clone(), running.var.clone()  # they may move before the backward pass
+    if dispatch.fused(x) and momentum is not None:
+        from manystream.functional.kernels import statistics
+
+        mean, var = statistics.batch_statistics(x, *running, momentum)
+        return mean, var
     if running.num_batches_tracked is not None:
         running.num_batches_tracked.add_(1)
-    y = F.batch_norm(x, running.mean, running.var, weight, bias, True, momentum, eps)
-    if residual is not None:
-        y.add_(residual)
-    return y.relu_() if after.relu else y
+    # The native operation does not tell a tracer that it moves what it is given.
+    if momentum is not None and not dispatch.is_traced():
+        return torch.batch_norm_update_stats(x, running.mean, running.var, momentum)
+    var, mean = torch.var_mean(x.to(running.mean.dtype), [0, *range(2, x.dim())], correction=0)
+    share = _share_of_mean(running) if momentum is None else momentum
+    running.mean.lerp_(mean, share)
+    running.var.lerp_(var * (count / (count - 1)), share)
+    return mean, var
 
 
-class Norm(Protocol):
-    """A norm with its statistics, and what follows it."""
+def _share_of_mean(running: Running) -> Tensor:
+    """The last batch's share in the mean of all that were counted."""
+    if running.num_batches_tracked is None:
+        raise ValueError(
+            "momentum is None, which takes the mean of all batches, but num_batches_tracked is "
+            "None too; count them, or give a momentum"
+        )
+    return running.num_batches_tracked.to(running.mean.dtype).reciprocal()
 
-    def needs_y(self, after: After, residual: Tensor | None) -> bool:
-        """Whether the backward pass wants the output."""
 
-    def forward(
-        self, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, after: After
-    ) -> Tensor:
-        """The output y."""
-
-    def backward(
-        self,
-        grad: Tensor,
-        x: Tensor,
-        residual: Tensor | None,
-        y: Tensor | None,
-        weight: Tensor,
-        bias: Tensor,
-        after: After,
-        needs: list[bool],
-    ) -> Gradients:
-        """Gradients of x, residual, weight and bias, as far as they are needed."""
+def _batch_norm_by_torch(
+    x: Tensor,
+    norms: Sequence[BatchNormRows],
+    residual: Tensor | None,
+    after: After,
+    training: bool,
+    momentum: float | None,
+    eps: float,
+) -> Tensor:
+    """The operation in ordinary ones, with torch's own autograd, which keeps x and y too."""
+    normalised = []
+    for rows, running, weight, bias in norms:
+        part = x if len(norms) == 1 else x[rows]
+        own = training and part.numel() > part.shape[1]
+        if own and momentum is None:
+            batch_statistics(part.detach(), running, None)
+        elif own and running.num_batches_tracked is not None:
+            running.num_batches_tracked.add_(1)
+        affine = weight, bias
+        normalised.append(
+            F.batch_norm(part, running.mean, running.var, *affine, own, momentum or 0.0, eps)
+        )
+    return after(normalised[0] if len(norms) == 1 else torch.cat(normalised), residual)
 
 
 @torch.no_grad()
-def _batch_norm(
-    x: Tensor, running: Running, training: bool, momentum: float, eps: float, pools_sum: bool
+def _with_statistics(
+    x: Tensor,
+    norm: BatchNormRows,
+    training: bool,
+    momentum: float | None,
+    eps: float,
+    after: After,
+    residual: Tensor | None,
 ) -> Norm:
-    """Take the statistics, or the running ones, and choose who computes with them."""
-    if training:
-        mean, var = batch_statistics(x, running, momentum)
+    """Take the statistics of a norm's rows, or the running ones, and choose who computes."""
+    part = x[norm.rows]
+    own = training and part.numel() > part.shape[1]
+    if own:
+        mean, var = batch_statistics(part, norm.running, momentum)
     else:
-        mean, var = running.mean.clone(), running.var.clone()  # they may move before backward
-    if choice.fused(x) and not pools_sum:
-        from manystream.functional._fused_norm import FusedBatchNorm
-
-        return FusedBatchNorm(mean, var, eps, training)
-    return PlainBatchNorm(mean, var, eps, training)
+        mean, var = norm.running.mean.clone(), norm.running.var.clone()
+    pools_sum = after.pool is not None and residual is not None
+    fused = dispatch.fused(part) and not pools_sum
+    return Norm(norm.rows, eps, mean, var, own, fused=fused)
 
 
 class _NormAct(torch.autograd.Function):
+    """The operation with gradients; weights and biases come last, one each per norm."""
+
     @staticmethod
     def forward(
         ctx: Any,
-        x: Tensor,
-        residual: Tensor | None,
-        weight: Tensor,
-        bias: Tensor,
-        norm: Norm,
+        norms: Sequence[Norm],
         after: After,
         rebuild: bool,
+        x: Tensor,
+        residual: Tensor | None,
+        *parameters: Tensor,
     ) -> Tensor:
-        scale, shift = weight.detach(), bias.detach()
+        affine = [p.detach() for p in parameters]
 
         def compute(x: Tensor, residual: Tensor | None = None) -> Tensor:
-            return norm.forward(x, residual, scale, shift, after)
+            y = None
+            for norm, (weight, bias) in zip(norms, _pairs(affine), strict=True):
+                given = _rows(x, norm, norms), _rows(residual, norm, norms)
+                y = _put(norm.forward(*given, weight, bias, after), y, norm, norms)
+            return y
 
         y = compute(x, residual)
         if rebuild:
             sources = [x] if residual is None else [x, residual]
             remat.register(y, compute, *sources)
-        ctx.norm, ctx.after = norm, after
-        kept_y = y if norm.needs_y(after, residual) else None
+        ctx.norms, ctx.after = norms, after
+        kept_y = y if any(norm.needs_y(after, residual) for norm in norms) else None
         kept_residual = residual if after.pool is not None else None
-        ctx.save_for_backward(x, weight, bias, kept_y, kept_residual)
+        ctx.save_for_backward(x, kept_y, kept_residual, *parameters)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, y, residual = ctx.saved_tensors
-        needs = list(ctx.needs_input_grad[:4])
-        grads = ctx.norm.backward(grad, x, residual, y, weight, bias, ctx.after, needs)
-        return (*grads, None, None, None)
+        x, y, residual, *parameters = ctx.saved_tensors
+        needs, grad_x, grad_residual, of_parameters = ctx.needs_input_grad[3:], None, None, []
+        affine, needs_affine = _pairs(parameters), _pairs(needs[2:])
+        for norm, pair, needed in zip(ctx.norms, affine, needs_affine, strict=True):
+            given = (_rows(t, norm, ctx.norms) for t in (grad, x, residual, y))
+            of_rows, of_residual, *of_pair = norm.backward(
+                *given, *pair, ctx.after, [*needs[:2], *needed]
+            )
+            grad_x = _put(of_rows, grad_x, norm, ctx.norms)
+            grad_residual = _put(of_residual, grad_residual, norm, ctx.norms)
+            of_parameters.append(of_pair)
+        of_weights, of_biases = zip(*of_parameters, strict=True)
+        return None, None, None, grad_x, grad_residual, *of_weights, *of_biases
+
+
+def _pairs(values: Sequence[Any]) -> list[tuple[Any, Any]]:
+    """A norm's weight and bias from all weights followed by all biases."""
+    half = len(values) // 2
+    return list(zip(values[:half], values[half:], strict=True))
+
+
+def _rows(x: Tensor | None, norm: Norm, norms: Sequence[Norm]) -> Tensor | None:
+    return x if x is None or len(norms) == 1 else x[norm.rows]
+
+
+def _put(
+    part: Tensor | None, whole: Tensor | None, norm: Norm, norms: Sequence[Norm]
+) -> Tensor | None:
+    """Lay a norm's rows where they belong; the rows of an only norm are the whole."""
+    if part is None or len(norms) == 1:
+        return part
+    if whole is None:
+        whole = empty_maps((norms[-1].rows.stop, *part.shape[1:]), part)
+    whole[norm.rows] = part
+    return whole
+
+
+def _check(x: Tensor, norms: Sequence[BatchNormRows], residual: Tensor | None) -> None:
+    for norm in norms:
+        _check_channels(
+            x,
+            running_mean=norm.running.mean,
+            running_var=norm.running.var,
+            weight=norm.weight,
+            bias=norm.bias,
+        )
+    _check_residual(x, residual)
+
+
+def _check_channels(x: Tensor, **per_channel: Tensor) -> None:
+    """Refuse what native operations would read or write past; they check nothing."""
+    channels = x.shape[1]
+    for name, tensor in per_channel.items():
+        if tensor.shape != (channels,):
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)} and x {tuple(x.shape)}; expected "
+                f"({channels},), one value for each channel: build the norm for {channels} channels"
+            )
+
+
+def _check_residual(x: Tensor, residual: Tensor | None) -> None:
+    if residual is not None and residual.shape != x.shape:
+        raise ValueError(
+            f"residual has shape {tuple(residual.shape)}; expected that of x, {tuple(x.shape)}: "
+            "project it to the same size first"
+        )

@@ -10,11 +10,12 @@ from collections.abc import Callable
 from functools import partial
 
 from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
 
+from manystream.batch import StreamBatch
 from manystream.layers.conv import StreamConv2d
-from manystream.layers.integration import IntegrationRule, LinearIntegration
-from manystream.layers.norm_act import NormLayer, StreamNormAct2d
-from manystream.streams import StreamBatch
+from manystream.layers.integration import IntegrationRule, LinearIntegration, SumIntegration
+from manystream.layers.norm_act import ActLayer, NormLayer, StreamNormAct2d, SyncBatchNorm2d
 
 
 class BasicBlock(nn.Module):
@@ -27,6 +28,8 @@ class BasicBlock(nn.Module):
         stride: stride of the first convolution and of the shortcut.
         integration: the rule that mixes raw outputs; without one, streams stay by themselves.
         integrated_norm: norm of the integrated pathway, if there is one.
+        norm_layer: norm of a stream.
+        act_layer: the activation.
         last: whether this is the network's last block, after which only the integrated pathway
             goes on.
     """
@@ -42,11 +45,13 @@ class BasicBlock(nn.Module):
         *,
         integration: IntegrationRule | None = LinearIntegration,
         integrated_norm: NormLayer | None = nn.BatchNorm2d,
+        norm_layer: NormLayer = nn.BatchNorm2d,
+        act_layer: ActLayer = nn.ReLU,
         last: bool = False,
     ) -> None:
         super().__init__()
         conv = partial(_conv, num_streams, integration)
-        norm = partial(StreamNormAct2d, num_streams=num_streams, integrated_norm=integrated_norm)
+        norm = _norm(num_streams, integrated_norm, norm_layer, act_layer)
         self.conv1 = conv(in_channels, width, 3, stride)
         self.bn1 = norm(width)
         self.conv2 = conv(width, width, 3)
@@ -60,10 +65,9 @@ class BasicBlock(nn.Module):
 
     def forward(self, batch: StreamBatch) -> StreamBatch:
         """Shapes (·, C_in, H, W) to (·, width, H', W') on every pathway."""
-        out = self.bn1(self.conv1(batch))
+        out = conv_norm_act(self.conv1, self.bn1, batch)
         identity = batch if self.downsample is None else self.downsample(batch)
-        result: StreamBatch = self.bn2(self.conv2(out), identity)
-        return result
+        return conv_norm_act(self.conv2, self.bn2, out, identity)
 
 
 class Bottleneck(nn.Module):
@@ -83,12 +87,14 @@ class Bottleneck(nn.Module):
         *,
         integration: IntegrationRule | None = LinearIntegration,
         integrated_norm: NormLayer | None = nn.BatchNorm2d,
+        norm_layer: NormLayer = nn.BatchNorm2d,
+        act_layer: ActLayer = nn.ReLU,
         last: bool = False,
     ) -> None:
         super().__init__()
         out_channels = width * self.expansion
         conv = partial(_conv, num_streams, integration)
-        norm = partial(StreamNormAct2d, num_streams=num_streams, integrated_norm=integrated_norm)
+        norm = _norm(num_streams, integrated_norm, norm_layer, act_layer)
         self.conv1 = conv(in_channels, width, 1)
         self.bn1 = norm(width)
         self.conv2 = conv(width, width, 3, stride)
@@ -104,11 +110,87 @@ class Bottleneck(nn.Module):
 
     def forward(self, batch: StreamBatch) -> StreamBatch:
         """Shapes (·, C_in, H, W) to (·, 4·width, H', W') on every pathway."""
-        out = self.bn1(self.conv1(batch))
-        out = self.bn2(self.conv2(out))
+        out = conv_norm_act(self.conv1, self.bn1, batch)
+        out = conv_norm_act(self.conv2, self.bn2, out)
         identity = batch if self.downsample is None else self.downsample(batch)
-        result: StreamBatch = self.bn3(self.conv3(out), identity)
-        return result
+        return conv_norm_act(self.conv3, self.bn3, out, identity)
+
+
+def conv_norm_act(
+    conv: nn.Module,
+    norm: nn.Module,
+    batch: StreamBatch,
+    identity: StreamBatch | None = None,
+) -> StreamBatch:
+    """``norm(conv(batch), identity)``, in one map less per stream where that is safe.
+
+    The gradient that a norm gives its input is a new tensor, to which the integration may add its
+    own in place if nobody else holds it. That is known here alone, and only of our own modules,
+    whose hooks would see the raw outputs or their gradients.
+
+    Args:
+        conv: a :class:`StreamConv2d`, or what a user put in its place.
+        norm: a :class:`StreamNormAct2d`, or what a user put in its place.
+        batch: as the convolution takes it.
+        identity: the residual, as the norm takes it.
+    """
+    if _norm_alone(conv, norm):
+        out: StreamBatch = norm(conv(batch, _norm_alone=True), identity)
+        return out
+    out = conv(batch)
+    return norm(out) if identity is None else norm(out, identity)
+
+
+class ConvNorm(nn.Sequential):
+    """A convolution and its norm as one module, with the names that a Sequential gives them."""
+
+    def __init__(self, conv: StreamConv2d, norm: StreamNormAct2d) -> None:
+        super().__init__(conv, norm)
+
+    def forward(self, batch: StreamBatch) -> StreamBatch:
+        """Shapes as the two modules'."""
+        conv, norm = self
+        return conv_norm_act(conv, norm, batch)
+
+
+def _norm_alone(conv: nn.Module, norm: nn.Module) -> bool:
+    """Whether the norm alone sees the raw outputs, and gives each of them a gradient of its own."""
+    return (
+        type(conv) is StreamConv2d
+        and type(norm) is StreamNormAct2d
+        and isinstance(conv.integration, SumIntegration)
+        and not any(map(_shows_output, (conv, conv.integration, norm)))
+        and not norm._forward_pre_hooks
+        and all(map(_gives_own_gradient, norm.streams))
+        and not _has_any_global_hook()  # type: ignore[no-untyped-call]
+    )
+
+
+def _gives_own_gradient(norm: nn.Module) -> bool:
+    # An identity, for one, passes on the gradient that it gets.
+    return type(norm) is nn.BatchNorm2d or (
+        type(norm) is SyncBatchNorm2d and not norm._forward_pre_hooks and not _shows_output(norm)
+    )
+
+
+def _shows_output(module: nn.Module) -> bool:
+    """Whether hooks see what a module gives (and takes), or gradients of that."""
+    return bool(module._forward_hooks or module._backward_hooks or module._backward_pre_hooks)
+
+
+def _norm(
+    num_streams: int,
+    integrated_norm: NormLayer | None,
+    norm_layer: NormLayer,
+    act_layer: ActLayer,
+) -> Callable[..., StreamNormAct2d]:
+    return partial(
+        StreamNormAct2d,
+        num_streams=num_streams,
+        integrated_norm=integrated_norm,
+        norm_layer=norm_layer,
+        act_layer=act_layer,
+    )
 
 
 def _conv(
@@ -137,11 +219,11 @@ def _shortcut(
     out_channels: int,
     stride: int,
     last: bool,
-) -> nn.Sequential | None:
+) -> ConvNorm | None:
     """A projection where the block changes size, with an integration of its own."""
     if stride == 1 and in_channels == out_channels:
         return None
-    return nn.Sequential(
+    return ConvNorm(
         conv(in_channels, out_channels, 1, stride),
-        norm(out_channels, activation=False, integrated_only=last),
+        norm(out_channels, act_layer=None, integrated_only=last),
     )

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from manystream.batch import StreamBatch
 from manystream.layers import BasicBlock, Bottleneck, StreamConv2d, StreamNormAct2d
 from manystream.memory.counting import peak_bytes, watching_kept
 from manystream.models import StreamNetwork
-from manystream.streams import StreamBatch
 
 Kind = Literal[
     "raw output", "integrated raw output", "activation", "block output", "index", "other"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from manystream.streams import Inputs, StreamBatch, make_batch
+from manystream.batch import Inputs, StreamBatch, make_batch
 
 
 class StreamNetwork(nn.Module):
@@ -70,7 +70,7 @@ class StreamNetwork(nn.Module):
             ValueError: if the inputs do not fit the model or a sample has no stream.
         """
         batch = self.to_batch(inputs, present, blanked_mask)
-        return batch.presence.restore(self.forward_batch(batch))
+        return batch.views.restore(self.forward_batch(batch))
 
     def to_batch(
         self,

@@ -9,18 +9,19 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from manystream.batch import Inputs, StreamBatch
 from manystream.functional import Pool, lanes, remat
 from manystream.layers import (
     BasicBlock,
     Bottleneck,
     StreamConv2d,
     StreamNormAct2d,
+    conv_norm_act,
 )
 from manystream.models.families import family as look_up_family
 from manystream.models.memory_modes import MemoryMode, apply_memory_mode, check_memory_mode
 from manystream.models.network import StreamNetwork
 from manystream.presence import Presence
-from manystream.streams import Inputs, StreamBatch
 
 BLOCKS: dict[str, type[BasicBlock] | type[Bottleneck]] = {
     "basic": BasicBlock,
@@ -140,12 +141,13 @@ class StreamResNet(StreamNetwork):
             network without an integrated pathway gives its streams' maps joined along channels.
         """
         batch = self.to_batch(inputs, present, blanked_mask)
-        return tuple(batch.presence.restore(_fused(stage)) for stage in self._stages(batch))
+        return tuple(batch.views.restore(_fused(stage)) for stage in self._stages(batch))
 
     def _stages(self, batch: StreamBatch) -> Iterator[StreamBatch]:
         if self.joins_inputs:
-            batch = StreamBatch((batch.joined(),), Presence.all_present(len(batch), 1))
-        batch = self.bn1(self.conv1(batch))
+            joined = batch.joined()
+            batch = StreamBatch((joined,), Presence.all_present(len(joined), 1))
+        batch = conv_norm_act(self.conv1, self.bn1, batch)
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             batch = stage(batch)
             yield batch

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from manystream.functional.kernels.choice import launches_are_free
+from manystream.functional.kernels.dispatch import launches_are_free
 from manystream.memory.bench import REFERENCE, Row, modes_and_baselines
 from manystream.memory.case import Case, blanked_in_turn
 from manystream.memory.workload import Workload, step_times

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from manystream.streams import StreamBatch, make_batch
+from manystream.batch import StreamBatch, make_batch
 
 
 def read_batch(batch: Any, in_channels: Mapping[str, int], num_classes: int) -> StreamBatch:

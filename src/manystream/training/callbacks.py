@@ -6,7 +6,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping
 
 from manystream.models import StreamNetwork
-from manystream.models.balance import BalancePenalty
+from manystream.models.inspection import BalancePenalty
 from manystream.training.aids.freezing import StreamFreezing
 from manystream.training.aids.gradient_norms import GradientNorms
 from manystream.training.aids.subset_accuracy import SubsetAccuracy

@@ -11,9 +11,9 @@ from statistics import median
 import torch
 import torch.nn.functional as F
 
+from manystream.batch import StreamBatch
 from manystream.memory import peak_bytes
 from manystream.models import StreamNetwork
-from manystream.streams import StreamBatch
 
 _WARM_UP, _STEPS = 2, 5
 

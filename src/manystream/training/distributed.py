@@ -13,7 +13,7 @@ from lightning.pytorch.plugins import LayerSync
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from torch import Tensor, nn
 
-from manystream.layers.sync_norm import separate_norms, synchronise_norms
+from manystream.layers import separate_norms, synchronise_norms
 
 
 class AfterBackwardStrategy(DDPStrategy):

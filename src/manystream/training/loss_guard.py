@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from manystream.streams import StreamBatch
+from manystream.batch import StreamBatch
 from manystream.training.checkpoints.state_saver import StateSaver
 
 _IDS_SHOWN = 64

@@ -13,12 +13,12 @@ from torch.optim import Optimizer
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from manystream.batch import StreamBatch
 from manystream.data.sampler import Selection, own_sampler
 from manystream.dropout import ModalityDropout
 from manystream.graphs import GraphedStep
 from manystream.models import StreamNetwork
-from manystream.models.balance import BalancePenalty
-from manystream.streams import StreamBatch
+from manystream.models.inspection import BalancePenalty
 from manystream.training.batches import read_batch
 from manystream.training.evaluation.metrics import MeanClassAccuracy
 from manystream.training.options import FitOptions

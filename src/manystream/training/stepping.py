@@ -7,9 +7,9 @@ from collections.abc import Callable
 import lightning.pytorch as pl
 from torch import Tensor, nn
 
+from manystream.batch import StreamBatch
 from manystream.graphs import GraphedStep
 from manystream.models import StreamNetwork
-from manystream.streams import StreamBatch
 from manystream.training.distributed import exchanges_during_backward
 from manystream.training.options import FitOptions
 

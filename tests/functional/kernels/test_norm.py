@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from manystream.functional import After, Pool, Running, batch_norm_act, batch_statistics
-from manystream.functional.kernels import choice
+from manystream.functional.kernels import dispatch
 
 pytest.importorskip("triton")
 
@@ -41,8 +41,8 @@ def fused(inputs, after, training):
     """Output, gradients and buffers of one pass through the kernels."""
     x, residual, weight, bias = inputs
     buffers = running(x.shape[1])
-    with choice.launches_are_free():
-        assert choice.fused(x)
+    with dispatch.launches_are_free():
+        assert dispatch.fused(x)
         y = batch_norm_act(
             x, buffers, weight, bias, residual=residual, after=after, training=training
         )
@@ -126,7 +126,7 @@ def test_of_equal_values_the_first_gets_the_gradient():
     x = torch.ones(1, 1, 3, 3, device=DEVICE).requires_grad_()
     still = Running(torch.zeros(1, device=DEVICE), torch.ones(1, device=DEVICE))
     one = torch.ones(1, device=DEVICE)
-    with choice.launches_are_free():
+    with dispatch.launches_are_free():
         y = batch_norm_act(
             x, still, one, one, after=After(pool=Pool(3, 3, 0)), training=False, eps=0.0
         )
@@ -139,7 +139,7 @@ def test_of_equal_values_the_first_gets_the_gradient():
 def test_a_pool_of_nothing_but_negative_values_passes_no_gradient():
     x = -torch.ones(1, 2, 2, 2, device=DEVICE).requires_grad_()
     still = Running(torch.zeros(2, device=DEVICE), torch.ones(2, device=DEVICE))
-    with choice.launches_are_free():
+    with dispatch.launches_are_free():
         y = batch_norm_act(
             -x.abs(),
             still,
@@ -157,7 +157,7 @@ def test_statistics_keep_their_digits_far_from_zero():
     generator = torch.Generator().manual_seed(0)
     x = 1e4 + torch.randn(8, 3, 16, 16, generator=generator)
     ours = running(3)
-    with choice.launches_are_free():
+    with dispatch.launches_are_free():
         mean, var = batch_statistics(x.to(DEVICE), ours)
     torch.testing.assert_close(mean.cpu().double(), x.double().mean((0, 2, 3)), rtol=1e-6, atol=0)
     exact = x.double().var((0, 2, 3), correction=0)
@@ -167,7 +167,7 @@ def test_statistics_keep_their_digits_far_from_zero():
 def test_statistics_move_as_stock_ones_do():
     x = operands(torch.float32, (4, 6, 3, 5))[0].detach()
     ours, theirs = running(6), running(6)
-    with choice.launches_are_free():
+    with dispatch.launches_are_free():
         batch_statistics(x, ours, momentum=0.3)
     F.batch_norm(x, theirs.mean, theirs.var, training=True, momentum=0.3)
     torch.testing.assert_close(ours.mean, theirs.mean)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from manystream.functional import scalar_integrate
-from manystream.functional.kernels import choice
+from manystream.functional.kernels import dispatch
 
 pytest.importorskip("triton")
 
@@ -44,8 +44,8 @@ def run(raw, scalars, z, kernel, places):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
 def test_it_agrees_with_float64(places, dtype, tolerance):
     raw, scalars, z, kernel = operands(places, dtype)
-    with choice.launches_are_free():
-        assert choice.fused(z)
+    with dispatch.launches_are_free():
+        assert dispatch.fused(z)
         found = run(raw, scalars, z, kernel, places)
     in_64 = [[t.detach().double().requires_grad_() for t in group] for group in (raw, scalars)]
     truth = run(*in_64, *(t.detach().double().requires_grad_() for t in (z, kernel)), places)

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import torch
 
+from manystream.batch import StreamBatch
 from manystream.data.preprocessing import Preprocessing, normalise
 from manystream.data.source import StreamSpec
 from manystream.data.statistics import StreamStatistics
 from manystream.presence import Presence
-from manystream.streams import StreamBatch
 from manystream.training.evaluation.conditions import ConditionOptions, corruptions_of
 from manystream.training.evaluation.corruptions import Corruption
 

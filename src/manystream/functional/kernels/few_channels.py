@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from manystream.functional.kernels.choice import interpreted
+from manystream.functional.kernels.dispatch import interpreted
 from manystream.functional.kernels.registry import operation
 from manystream.functional.kernels.tiles import block_columns, share
 

@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from manystream.streams import StreamBatch
+from manystream.batch import StreamBatch
 from manystream.training.evaluation.metrics import MeanClassAccuracy, mean_class_accuracy
 from manystream.training.recipe.parts import network_of
 

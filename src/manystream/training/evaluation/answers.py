@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from manystream.batch import StreamBatch
 from manystream.models import StreamNetwork
-from manystream.streams import StreamBatch
 from manystream.training.batches import read_batch
 from manystream.training.evaluation.corruptions import Corruption
 from manystream.training.evaluation.metrics import MeanClassAccuracy

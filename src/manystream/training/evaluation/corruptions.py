@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from manystream.batch import StreamBatch
 from manystream.data.source import StreamKind
-from manystream.streams import StreamBatch
 
 CorruptionKind = Literal["noise", "darkness"]
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from manystream.batch import StreamBatch
 from manystream.models import StreamNetwork
-from manystream.streams import StreamBatch
 from manystream.training.batches import read_batch
 from manystream.training.memory.needs import Step, noise_batch
 from manystream.training.memory.out_of_memory import (

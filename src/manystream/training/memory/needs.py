@@ -9,10 +9,10 @@ from typing import TypeVar, get_args
 
 import torch
 
+from manystream.batch import StreamBatch
 from manystream.memory import MemoryReport, measure
 from manystream.models import StreamNetwork
 from manystream.models.memory_modes import MemoryMode
-from manystream.streams import StreamBatch
 
 _Name = TypeVar("_Name", bound=str)
 

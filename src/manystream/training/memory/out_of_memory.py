@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import lightning.pytorch as pl
 import torch
 
+from manystream.batch import StreamBatch
 from manystream.models import StreamNetwork
-from manystream.streams import StreamBatch
 from manystream.training.memory.advice import Advice, advise
 from manystream.training.memory.needs import Step, measure_needs
 from manystream.training.module import ClassifierModule

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.plugins import DoublePrecision
 from torch import Tensor
 
-from manystream.streams import StreamBatch
+from manystream.batch import StreamBatch
 
 Precision = Literal["32-true", "tf32", "bf16-mixed", "16-mixed", "64-true"]
 

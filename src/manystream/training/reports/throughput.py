@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from manystream.streams import StreamBatch
+from manystream.batch import StreamBatch
 
 SAMPLES_PER_SECOND = "train_samples_per_second"
 """Name in a history; of all that is in it, only this is not the same when a run is repeated."""

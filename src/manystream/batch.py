@@ -1,16 +1,17 @@
-"""The batch that flows through the layers: one dense tensor per stream, and the integrated one."""
+"""The batch that flows through the layers, and the boundary that makes one of what a user has."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
-from manystream.presence import Presence, mask_from_blanked, upload
+from manystream.presence import Presence, Views, mask_from_blanked, upload
 
 Inputs = Sequence[Tensor | None] | Mapping[str, Tensor]
 """Full batches, (B, C_m, H, W) per stream: in the model's order (None: all absent) or by name."""
@@ -21,37 +22,57 @@ class StreamBatch:
     """Compact streams, the integrated pathway, and who has which stream.
 
     Attributes:
-        streams: the present rows of each stream, shape (B_m, C_m, H, W), in sorted order. Empty
+        streams: the present rows of each stream, shape (B_m, C_m, ...), in sorted order. Empty
             after the last layer, where only the integrated pathway goes on.
         presence: who has which stream, and the order of samples.
-        integrated: the integrated pathway, shape (B, C, H, W), in sorted order; None before the
+        integrated: the integrated pathway, shape (V, C, ...), a row for each view; None before the
             first layer.
-        target: class of each sample, shape (B,), int64, in the caller's order; None if unknown.
+        target: of each sample, in the caller's order: a tensor whose first side is B, or a tree
+            (dict, list, tuple) of such; None if unknown.
         ids: name of each sample, B of them, in the caller's order, for messages; None if unknown.
+        views: with which subsets of its streams each sample is seen; by default its full view.
+
+    Raises:
+        ValueError: if there are not as many streams, or rows of a stream, as ``presence`` says.
     """
 
     streams: tuple[Tensor, ...]
     presence: Presence
     integrated: Tensor | None = None
-    target: Tensor | None = None
+    target: Any = None
     ids: tuple[str, ...] | None = None
+    views: Views = field(default=None)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.views is None:  # else it comes from a batch that was looked at
+            _check_rows(self.streams, self.presence)
+            views = Views.full_only(self.presence).to(self.streams[0].device)
+            object.__setattr__(self, "views", views)
 
     def __len__(self) -> int:
         return self.presence.num_samples
 
     @classmethod
     def from_full(
-        cls, inputs: Sequence[Tensor], presence: Presence, target: Tensor | None = None
+        cls, inputs: Sequence[Tensor], presence: Presence, target: Any = None
     ) -> StreamBatch:
         """Take the present rows out of full batches; an absent image is never read.
 
         Args:
-            inputs: one batch per stream, shape (B, C_m, H, W).
+            inputs: one batch per stream, shape (B, C_m, ...); one of no rows where all are absent.
             presence: who has which stream.
-            target: class of each sample, shape (B,), int64.
+            target: of each sample, see :class:`StreamBatch`.
+
+        Raises:
+            ValueError: if there are not as many streams or samples as ``presence`` says.
         """
-        streams = tuple(_take_rows(x, presence, m) for m, x in enumerate(inputs))
-        return cls(streams, presence.to(inputs[0].device), target=target)
+        if len(inputs) != presence.num_streams:
+            raise ValueError(
+                f"inputs are {len(inputs)} streams; presence is of {presence.num_streams}"
+            )
+        return cls(
+            tuple(_take_rows(x, presence, m) for m, x in enumerate(inputs)), presence, target=target
+        )
 
     def keep(self, mask: Tensor) -> StreamBatch:
         """The same batch with fewer streams present; a sample left with none is dropped.
@@ -69,50 +90,81 @@ class StreamBatch:
         for m, rows in enumerate(self.streams):
             row_of_sample = torch.empty(len(self), dtype=torch.int64)
             row_of_sample[self.presence.samples(m)] = torch.arange(len(rows))
-            kept_rows = row_of_sample[remaining[presence.samples(m)]]
-            streams.append(rows.index_select(0, upload(kept_rows, rows.device)))
+            streams.append(select(rows, row_of_sample[remaining[presence.samples(m)]]))
         target = self.target
-        if target is not None and len(remaining) < len(self):
-            target = target.index_select(0, upload(remaining, target.device))
+        if len(remaining) < len(self):
+            target = tree_map_only(Tensor, lambda t: select(t, remaining), target)
         ids = None if self.ids is None else tuple(self.ids[b] for b in remaining.tolist())
-        return StreamBatch(tuple(streams), presence.to(streams[0].device), target=target, ids=ids)
+        return StreamBatch(tuple(streams), presence, target=target, ids=ids)
 
     def joined(self) -> Tensor:
-        """All streams of every sample side by side, in sorted order; an absent one is zero.
+        """All streams side by side, one row for each view; a stream that it lacks is zero.
 
         Returns:
-            Shape (B, C_0 + … + C_{M-1}, H, W).
+            Shape (V, C_0 + … + C_{M-1}, ...).
         """
         first = self.streams[0]
         channels = [x.shape[1] for x in self.streams]
-        joined = first.new_zeros(len(self), sum(channels), *first.shape[2:])
+        joined = first.new_zeros(self.views.num_views, sum(channels), *first.shape[2:])
         starts = accumulate(channels, initial=0)
-        for x, place, start in zip(self.streams, self.presence.rows, starts, strict=False):
-            joined[place, start : start + x.shape[1]] = x
+        for x, runs, start in zip(self.streams, self.views.runs, starts, strict=False):
+            for run in runs:
+                joined[run.views, start : start + x.shape[1]] = x[run.rows]
         return joined
+
+    def with_maps(self, streams: tuple[Tensor, ...], integrated: Tensor | None) -> StreamBatch:
+        """Give the same samples other maps, as a layer does."""
+        return StreamBatch(streams, self.presence, integrated, self.target, self.ids, self.views)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> StreamBatch:
         """Apply a function to every stream and to the integrated pathway."""
         integrated = None if self.integrated is None else function(self.integrated)
-        return replace(self, streams=tuple(map(function, self.streams)), integrated=integrated)
+        return self.with_maps(tuple(map(function, self.streams)), integrated)
 
     def to(self, device: torch.device | str) -> StreamBatch:
         """Bring the images, the target and the indices to a device."""
-        moved = self.map(lambda x: x.to(device, non_blocking=True))
-        target = None if self.target is None else self.target.to(device, non_blocking=True)
-        return replace(moved, presence=self.presence.to(device), target=target)
+
+        def move(x: Tensor) -> Tensor:
+            return x.to(device, non_blocking=True)
+
+        return replace(
+            self.map(move),
+            target=tree_map_only(Tensor, move, self.target),
+            views=self.views.to(device),
+        )
 
     def pin_memory(self) -> StreamBatch:
         """Move the images and the target to page-locked memory."""
-        target = None if self.target is None else self.target.pin_memory()
-        return replace(self.map(Tensor.pin_memory), target=target)
+        return replace(
+            self.map(Tensor.pin_memory),
+            target=tree_map_only(Tensor, Tensor.pin_memory, self.target),
+        )
+
+
+def select(rows: Tensor, index: Tensor) -> Tensor:
+    """Take rows by an index that lies on the host, without waiting for the device."""
+    return rows.index_select(0, upload(index, rows.device))
 
 
 def _take_rows(full: Tensor, presence: Presence, stream: int) -> Tensor:
     samples = presence.samples(stream)
+    if len(samples) and len(full) != presence.num_samples:
+        raise ValueError(
+            f"stream {stream} has {len(full)} samples; presence is of {presence.num_samples}"
+        )
     if presence.order is None and len(samples) == len(full):
         return full
-    return full.index_select(0, upload(samples, full.device))
+    return select(full, samples)
+
+
+def _check_rows(streams: Sequence[Tensor], presence: Presence) -> None:
+    came = [len(x) for x in streams]
+    expected = [presence.num_rows(m) for m in range(presence.num_streams)]
+    if came != expected:
+        raise ValueError(
+            f"the streams have {came} rows; presence says {expected}: a stream holds its present "
+            "samples only, or use StreamBatch.from_full for full batches"
+        )
 
 
 def make_batch(

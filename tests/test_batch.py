@@ -7,8 +7,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from manystream.batch import StreamBatch, make_batch
 from manystream.presence import Presence
-from manystream.streams import StreamBatch, make_batch
 from tests.builders import CHANNELS, compact_batch, mask_of, presences, random_images, with_absent
 
 NAMES = {"rgb": 3, "depth": 1}
@@ -19,10 +19,12 @@ def assert_same_batch(batch: StreamBatch, expected: StreamBatch) -> None:
     assert torch.equal(batch.presence.mask, expected.presence.mask)
     for x, y in zip(batch.streams, expected.streams, strict=True):
         assert torch.equal(x, y)
-    for rows, same in zip(batch.presence.rows, expected.presence.rows, strict=True):
-        assert torch.equal(torch.arange(99)[rows], torch.arange(99)[same])
-    for index in ("order", "restore_index"):
-        came, due = getattr(batch.presence, index), getattr(expected.presence, index)
+    assert batch.presence.classes == expected.presence.classes
+    assert (batch.views.runs, batch.views.groups) == (expected.views.runs, expected.views.groups)
+    for came, due in (
+        (batch.presence.order, expected.presence.order),
+        (batch.views.full, expected.views.full),
+    ):
         assert (came is None and due is None) or torch.equal(came, due)
     assert (batch.target is None) is (expected.target is None)
     assert batch.target is None or torch.equal(batch.target, expected.target)
@@ -174,9 +176,7 @@ def test_to_moves_everything_but_the_mask() -> None:
     batch = StreamBatch.from_full(images, Presence.from_mask(mask), target)
     assert_same_batch(batch.to("cpu"), batch)
     moved = batch.to(torch.device("meta"))
-    index = [rows for rows in moved.presence.rows if isinstance(rows, Tensor)]
-    assert index
-    tensors = [*moved.streams, moved.target, moved.presence.restore_index, *index]
+    tensors = [*moved.streams, moved.target, moved.views.full]
     assert {x.device.type for x in tensors} == {"meta"}
     assert moved.presence.mask.device.type == "cpu"
 

@@ -50,6 +50,11 @@ def leave_to_torch(x: Tensor) -> bool:
     return x.is_cuda and not fused(x)
 
 
+def is_traced() -> bool:
+    """Whether something looks on that wants ordinary operations: torch.compile or torch.func."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
 @contextmanager
 def launches_are_free(free: bool = True) -> Iterator[None]:
     """Let kernels run on maps of every size, as is best where a CUDA graph launches them."""
