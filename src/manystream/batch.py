@@ -17,6 +17,10 @@ Inputs = Sequence[Tensor | None] | Mapping[str, Tensor]
 """Full batches, (B, C_m, H, W) per stream: in the model's order (None: all absent) or by name."""
 
 
+_NOT_GIVEN: Any = None
+"""Full views, made of the presence."""
+
+
 @dataclass(frozen=True, eq=False)
 class StreamBatch:
     """Compact streams, the integrated pathway, and who has which stream.
@@ -41,10 +45,10 @@ class StreamBatch:
     integrated: Tensor | None = None
     target: Any = None
     ids: tuple[str, ...] | None = None
-    views: Views = field(default=None)  # type: ignore[assignment]
+    views: Views = field(default=_NOT_GIVEN)
 
     def __post_init__(self) -> None:
-        if self.views is None:  # else it comes from a batch that was looked at
+        if self.views is _NOT_GIVEN:  # else it comes from a batch that was looked at
             _check_rows(self.streams, self.presence)
             views = Views.full_only(self.presence).to(self.streams[0].device)
             object.__setattr__(self, "views", views)

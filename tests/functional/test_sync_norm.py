@@ -4,6 +4,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
+from manystream.functional import Running
 from manystream.functional.sync_norm import sync_batch_norm
 from manystream.layers import SyncBatchNorm2d, separate_norms, synchronise_norms
 from tests.builders import small_resnet
@@ -43,7 +44,7 @@ def test_one_process_is_plain_batch_norm(alone, device, dtype):
     tolerance = {"rtol": 1e-10, "atol": 1e-12} if dtype is torch.float64 else {}
     x, direction = images(6, device, dtype=dtype), images(6, device, dtype=dtype).detach().flip(0)
     mean, var, counter, weight, bias = arguments(device, dtype)
-    y = sync_batch_norm(x, mean, var, counter, weight, bias, momentum=0.2, eps=1e-3)
+    y = sync_batch_norm(x, Running(mean, var, counter), weight, bias, momentum=0.2, eps=1e-3)
     found = torch.autograd.grad(y, [x, weight, bias], direction)
     other_mean, other_var, _, weight, bias = arguments(device, dtype)
     other = F.batch_norm(x, other_mean, other_var, weight, bias, True, 0.2, 1e-3)
@@ -60,7 +61,7 @@ def test_too_few_values_are_normalised_with_the_running_statistics(alone, device
     x = images(rows, device, size)
     mean, var, counter, weight, bias = arguments(device)
     before = mean.clone(), var.clone()
-    y = sync_batch_norm(x, mean, var, counter, weight, bias)
+    y = sync_batch_norm(x, Running(mean, var, counter), weight, bias)
     found = torch.autograd.grad(y, [x, weight, bias], torch.ones_like(y))
     assert torch.equal(mean, before[0])
     assert torch.equal(var, before[1])
@@ -76,14 +77,15 @@ def test_gradcheck(alone):
     mean, var, counter, weight, bias = arguments("cpu")
 
     def norm(x, weight, bias):
-        return sync_batch_norm(x, mean.clone(), var.clone(), counter.clone(), weight, bias)
+        return sync_batch_norm(x, Running(mean.clone(), var.clone(), counter.clone()), weight, bias)
 
     assert torch.autograd.gradcheck(norm, (images(3, "cpu", (2, 2)), weight, bias))
 
 
 def test_it_is_not_differentiated_twice(alone):
     x = images(2, "cpu")
-    y = sync_batch_norm(x, *arguments("cpu"))
+    mean, var, counter, weight, bias = arguments("cpu")
+    y = sync_batch_norm(x, Running(mean, var, counter), weight, bias)
     (grad,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()

@@ -1,10 +1,9 @@
-"""Pure tensor operations with their own backward; they know nothing of presence but runs of rows."""
+"""Pure tensor operations with their own backward; of presence they know runs of rows alone."""
 
+from manystream.functional._norm import After, Pool
 from manystream.functional.integrate import linear_integrate, scalar_integrate
 from manystream.functional.norm_act import (
-    After,
     BatchNormRows,
-    Pool,
     Running,
     batch_norm_act,
     batch_statistics,

@@ -37,7 +37,7 @@ def linear_integrate(
     integrated: Tensor | None = None,
     integrated_weight: Tensor | None = None,
     bias: Tensor | None = None,
-    stride: int = 1,
+    stride: int | Sequence[int] = 1,
     *,
     rebuild: bool = False,
 ) -> Tensor:
@@ -53,7 +53,7 @@ def linear_integrate(
         integrated: integrated input z, shape (V, C_z, ...); None in the first layer.
         integrated_weight: 1×1 kernel W_z, shape (C', C_z, 1, …).
         bias: b_z, shape (C',).
-        stride: stride of W_z, the one of the streams' convolution.
+        stride: stride of W_z, the one of the streams' convolution: one number, or one a side.
         rebuild: whether the output may be rebuilt from its inputs instead of kept, see
             :mod:`manystream.functional.remat`.
 
@@ -61,6 +61,7 @@ def linear_integrate(
         Shape (V, C', ...), channels-last.
 
     Raises:
+        ValueError: if shapes do not fit each other.
         RuntimeError: if differentiated twice.
 
     Example:
@@ -85,7 +86,7 @@ def scalar_integrate(
     integrated_weight: Tensor | None = None,
     integrated_scalar: Tensor | None = None,
     bias: Tensor | None = None,
-    stride: int = 1,
+    stride: int | Sequence[int] = 1,
     *,
     rebuild: bool = False,
 ) -> Tensor:
@@ -105,13 +106,14 @@ def scalar_integrate(
         integrated_weight: 1×1 kernel W_z, shape (C, C_z, 1, …).
         integrated_scalar: γ, one element.
         bias: b_z, shape (C,).
-        stride: stride of W_z, the one of the streams' convolution.
+        stride: stride of W_z, the one of the streams' convolution: one number, or one a side.
         rebuild: as in :func:`linear_integrate`.
 
     Returns:
         Shape (V, C, ...), channels-last.
 
     Raises:
+        ValueError: if shapes do not fit each other.
         RuntimeError: if differentiated twice.
 
     Example:
@@ -328,7 +330,7 @@ def integrate(
     z: Tensor | None = None,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
-    stride: int = 1,
+    stride: int | Sequence[int] = 1,
     *,
     rebuild: bool = False,
     owned: bool = False,
@@ -347,7 +349,7 @@ def integrate(
         z: the integrated input, shape (V, C_z, ...); None in the first layer.
         weight: its 1×1 kernel W_z, shape (C', C_z, 1, …).
         bias: shape (C',).
-        stride: stride of W_z.
+        stride: stride of W_z: one number, or one a side.
         rebuild: whether the output may be rebuilt from its inputs instead of kept, see
             :mod:`manystream.functional.remat`.
         owned: whether nobody else holds the gradients of what is handed on, so that they may be
@@ -355,7 +357,13 @@ def integrate(
 
     Returns:
         The integrated output, shape (V, C', ...), and the raw outputs.
+
+    Raises:
+        ValueError: if shapes do not fit each other.
     """
+    num_sides = raw[0].dim() - 2
+    stride = (stride,) * num_sides if isinstance(stride, int) else tuple(stride)
+    _check(raw, placement, num_views, z, stride)
     dtype = compute_dtype(raw[0])
     raw = [x.to(dtype) for x in raw]
     how = _How(mix.for_maps(raw), tuple(placement), num_views, stride, owned)
@@ -374,7 +382,7 @@ class _How:
     mix: Mix
     placement: Placement
     num_views: int
-    stride: int
+    stride: tuple[int, ...]
     owned: bool
 
     def integrated(
@@ -422,16 +430,16 @@ class _How:
         if needed[0]:
             grad_z = empty_maps((len(grad), z.shape[1], *grad.shape[2:]), grad)
             torch.mm(upstream, kernel.flatten(1), out=as_matrix(grad_z))
-            if self.stride > 1:
+            if any(step > 1 for step in self.stride):
                 seen, grad_z = grad_z, empty_maps(z.shape, grad).zero_()
                 self._seen(grad_z).copy_(seen)
         return grad_z, grad_weight
 
     def _seen(self, z: Tensor) -> Tensor:
         """The positions that a 1×1 kernel of this stride meets."""
-        if self.stride == 1:
+        if all(step == 1 for step in self.stride):
             return z
-        return z[(slice(None), slice(None), *[slice(None, None, self.stride)] * (z.dim() - 2))]
+        return z[(slice(None), slice(None), *(slice(None, None, step) for step in self.stride))]
 
 
 class _Integrate(torch.autograd.Function):
@@ -482,6 +490,36 @@ def _again(how: _How, bias: Tensor | None, *sources: Tensor) -> Tensor:
     n = len(how.placement)
     raw, parameters, previous = sources[:n], sources[n : 2 * n], sources[2 * n :]
     return how.integrated(raw, parameters, bias, *(previous or (None, None)))
+
+
+def _check(
+    raw: Sequence[Tensor],
+    placement: Placement,
+    num_views: int,
+    z: Tensor | None,
+    stride: tuple[int, ...],
+) -> None:
+    """Refuse what in-place operations would broadcast, resize or read past without a word."""
+    sides = raw[0].shape[2:]
+    for m, (x, runs) in enumerate(zip(raw, placement, strict=True)):
+        count = max((rows.stop for rows, _ in runs), default=0)
+        last = max((views.stop for _, views in runs), default=0)
+        if len(x) != count or x.shape[1:] != raw[0].shape[1:] or last > num_views:
+            raise ValueError(
+                f"raw[{m}] has shape {tuple(x.shape)} and enters {last} of {num_views} views; "
+                f"expected {count} rows by its placement, with channels and sides as raw[0], "
+                f"{tuple(raw[0].shape[1:])}"
+            )
+    if z is None:
+        return
+    seen = tuple(-(-side // step) for side, step in zip(z.shape[2:], stride, strict=True))
+    if len(z) != num_views or sides != seen:
+        raise ValueError(
+            f"the integrated input has shape {tuple(z.shape)} and its kernel stride {stride}, "
+            f"which gives {len(z)} views of {seen}; expected {num_views} of {tuple(sides)} as the "
+            "streams' raw outputs: give both the same stride, and pad the streams so that they keep as many "
+            "positions"
+        )
 
 
 def _positions(maps: Tensor) -> int:

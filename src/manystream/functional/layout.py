@@ -1,4 +1,4 @@
-"""Memory layout: maps of any rank, channels-last, read as matrices of (rows · positions, channels)."""
+"""Memory layout: channels-last maps of any rank, read as (rows · positions, channels)."""
 
 from __future__ import annotations
 

@@ -263,8 +263,10 @@ class _NormAct(torch.autograd.Function):
         def compute(x: Tensor, residual: Tensor | None = None) -> Tensor:
             y = None
             for norm, (weight, bias) in zip(norms, _pairs(affine), strict=True):
-                given = _rows(x, norm, norms), _rows(residual, norm, norms)
-                y = _put(norm.forward(*given, weight, bias, after), y, norm, norms)
+                part, added = _rows(x, norm, norms), _rows(residual, norm, norms)
+                assert part is not None
+                y = _put(norm.forward(part, added, weight, bias, after), y, norm, norms)
+            assert y is not None
             return y
 
         y = compute(x, residual)

@@ -10,16 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from manystream.functional.norm_act import Running
+
 
 def sync_batch_norm(
     x: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
-    num_batches_tracked: Tensor,
+    running: Running,
     weight: Tensor,
     bias: Tensor,
     *,
-    momentum: float = 0.1,
+    momentum: float | None = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
     r"""Normalise the rows of this process with the statistics of all.
@@ -37,12 +37,10 @@ def sync_batch_norm(
 
     Args:
         x: shape (B_r, C, H, W); B_r may be 0.
-        running_mean: shape (C,), moved.
-        running_var: shape (C,), moved.
-        num_batches_tracked: shape (), moved.
+        running: running statistics, moved; they must count batches.
         weight: shape (C,).
         bias: shape (C,).
-        momentum: share of the batch in the running statistics.
+        momentum: share of the batch in the running statistics; None takes the mean of all batches.
         eps: added to the variance.
 
     Returns:
@@ -58,13 +56,16 @@ def sync_batch_norm(
     mean, var, count = _joint_statistics(x, weight.dtype)
     enough = count > 1
     with torch.no_grad():
-        rate = momentum * enough.to(mean.dtype)
+        assert running.num_batches_tracked is not None
+        running.num_batches_tracked.add_(enough)
+        share_of_mean = 1 / running.num_batches_tracked.clamp(min=1)
+        rate = enough * (share_of_mean if momentum is None else momentum)
+        rate = rate.to(running.mean.dtype)
         unbiased = var * count / (count - 1).clamp(min=1)
-        running_mean.lerp_(mean.to(running_mean.dtype), rate.to(running_mean.dtype))
-        running_var.lerp_(unbiased.to(running_var.dtype), rate.to(running_var.dtype))
-        num_batches_tracked.add_(enough)
-    mean = torch.where(enough, mean, running_mean)
-    var = torch.where(enough, var, running_var)
+        running.mean.lerp_(mean.to(running.mean.dtype), rate)
+        running.var.lerp_(unbiased.to(running.var.dtype), rate)
+    mean = torch.where(enough, mean, running.mean)
+    var = torch.where(enough, var, running.var)
     # Each term of the gradient that runs through the statistics has this factor.
     share = enough / count.clamp(min=1)
     y: Tensor = _SyncBatchNorm.apply(x, weight, bias, mean, var, share, eps)

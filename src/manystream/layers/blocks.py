@@ -138,7 +138,8 @@ def conv_norm_act(
         out: StreamBatch = norm(conv(batch, _norm_alone=True), identity)
         return out
     out = conv(batch)
-    return norm(out) if identity is None else norm(out, identity)
+    out = norm(out) if identity is None else norm(out, identity)
+    return out
 
 
 class ConvNorm(nn.Sequential):
@@ -162,7 +163,7 @@ def _norm_alone(conv: nn.Module, norm: nn.Module) -> bool:
         and not any(map(_shows_output, (conv, conv.integration, norm)))
         and not norm._forward_pre_hooks
         and all(map(_gives_own_gradient, norm.streams))
-        and not _has_any_global_hook()  # type: ignore[no-untyped-call]
+        and not _has_any_global_hook()
     )
 
 

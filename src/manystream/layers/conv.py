@@ -35,7 +35,8 @@ class RawConv2d(nn.Conv2d):
             or self.groups != 1
             or self.padding_mode != "zeros"
         ):
-            return self._conv_forward(x, self.weight, None)
+            y: Tensor = self._conv_forward(x, self.weight, None)
+            return y
         return conv2d(x, self.weight, stride[0], padding[0], rebuild=self.rebuild)
 
 

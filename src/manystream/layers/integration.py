@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from functools import cache, partial, reduce
+from functools import partial, reduce
 from typing import NamedTuple, Protocol
 
 import torch
@@ -92,7 +92,7 @@ class SumIntegration(nn.Module):
 
     @abstractmethod
     def previous(self, z: Tensor) -> Tensor:
-        """What the integrated input adds, shape (V, C_z, ...) to (V, C', ...) of the raw outputs' sides."""
+        """What the integrated input adds, (V, C_z, ...) to (V, C', ...) by the layer's stride."""
 
     def fused(self) -> Fused | None:
         """The rule as one operation, or None."""
@@ -140,14 +140,21 @@ class SumIntegration(nn.Module):
             came = "an integrated input came" if z is not None else "no integrated input came"
             raise ValueError(
                 f"{came}, but integrated_channels is {self.integrated_channels}; give the layer "
-                "integrated_channels where another one with integration comes before it, and only there"
+                "integrated_channels where a layer with integration comes before it, and only there"
             )
         fused = None if dispatch.is_traced() or not _says_fused(type(self)) else self.fused()
         if fused is None:
             return self._plainly(raw, views, z, rebuild), tuple(raw)
         return integrate(
-            *(fused.mix, raw, fused.parameters, views.runs, views.num_views),
-            *(z, fused.kernel, self.bias, self.stride),
+            fused.mix,
+            raw,
+            fused.parameters,
+            views.runs,
+            views.num_views,
+            z=z,
+            weight=fused.kernel,
+            bias=self.bias,
+            stride=self.stride,
             rebuild=rebuild,
             owned=owned,
         )
@@ -181,8 +188,7 @@ class SumIntegration(nn.Module):
         return reduce(torch.add, terms)
 
 
-@cache
-def _says_fused(rule: type[SumIntegration]) -> bool:
+def _says_fused(rule: type) -> bool:
     """Whether a rule's fused form is of its plain one, and not of one that a subclass changed."""
     for one in rule.__mro__:
         if "fused" in vars(one):
@@ -251,6 +257,7 @@ class LinearIntegration(SumIntegration):
 
     def previous(self, z: Tensor) -> Tensor:
         """``W_z * z``."""
+        assert self.integrated_weight is not None
         return F.conv2d(z, self.integrated_weight, stride=self.stride)
 
     def fused(self) -> Fused:
@@ -272,7 +279,7 @@ class LinearIntegration(SumIntegration):
 
     def weight_sizes(self) -> tuple[list[float], float | None]:
         """Return the spectral norms of the kernels."""
-        return [*map(_spectral_norm, self.stream_weights)], _spectral_norm(self.integrated_weight)
+        return [_spectral_norm(w) for w in self.stream_weights], _size_of(self.integrated_weight)
 
 
 class ScalarIntegration(SumIntegration):
@@ -320,7 +327,9 @@ class ScalarIntegration(SumIntegration):
 
     def previous(self, z: Tensor) -> Tensor:
         """``γ W_z * z``."""
-        return F.conv2d(z, self._kernel(), stride=self.stride)
+        kernel = self._kernel()
+        assert kernel is not None
+        return F.conv2d(z, kernel, stride=self.stride)
 
     def fused(self) -> Fused:
         return Fused(SCALAR, list(self.stream_scalars), self._kernel())
@@ -332,13 +341,10 @@ class ScalarIntegration(SumIntegration):
 
     def weight_sizes(self) -> tuple[list[float], float | None]:
         """Return α_m, and γ times the spectral norm of W_z."""
-        of_streams, size = (
-            [s.item() for s in self.stream_scalars],
-            _spectral_norm(self.integrated_weight),
-        )
-        if size is None or self.integrated_scalar is None:
+        of_streams = [scalar.item() for scalar in self.stream_scalars]
+        if self.integrated_weight is None or self.integrated_scalar is None:
             return of_streams, None
-        return of_streams, self.integrated_scalar.item() * size
+        return of_streams, self.integrated_scalar.item() * _spectral_norm(self.integrated_weight)
 
     def _kernel(self) -> Tensor | None:
         if self.integrated_weight is None:
@@ -365,9 +371,11 @@ def _pointwise_kernel(out_channels: int, in_channels: int | None) -> nn.Paramete
     return nn.Parameter(torch.empty(out_channels, in_channels, 1, 1))
 
 
-def _spectral_norm(kernel: Tensor | None) -> float | None:
-    if kernel is None:
-        return None
+def _size_of(kernel: Tensor | None) -> float | None:
+    return None if kernel is None else _spectral_norm(kernel)
+
+
+def _spectral_norm(kernel: Tensor) -> float:
     return float(torch.linalg.matrix_norm(kernel.detach().flatten(1).float(), ord=2))
 
 

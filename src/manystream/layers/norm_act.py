@@ -110,7 +110,8 @@ class StreamNormAct2d(nn.Module):
         y = self._normalised(norm, x, residual, after)
         if knows_act:
             return y
-        acted = self.act(y)
+        assert self.act is not None
+        acted: Tensor = self.act(y)
         if self.rebuild:
             remat.register(acted, self.act, y)
         return acted if self.pool is None else F.max_pool2d(acted, *self.pool)
@@ -186,7 +187,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         if not self.training or self.running_mean is None:
             return super().forward(x)
         running = _running(self)
-        return sync_batch_norm(x, *running, *_affine(self, x), momentum=self.momentum, eps=self.eps)
+        return sync_batch_norm(x, running, *_affine(self, x), momentum=self.momentum, eps=self.eps)
 
 
 def synchronise_norms(network: nn.Module) -> None:
