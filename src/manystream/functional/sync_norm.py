@@ -59,8 +59,7 @@ def sync_batch_norm(
         assert running.num_batches_tracked is not None
         running.num_batches_tracked.add_(enough)
         share_of_mean = 1 / running.num_batches_tracked.clamp(min=1)
-        rate = enough * (share_of_mean if momentum is None else momentum)
-        rate = rate.to(running.mean.dtype)
+        rate = enough.to(running.mean.dtype) * (share_of_mean if momentum is None else momentum)
         unbiased = var * count / (count - 1).clamp(min=1)
         running.mean.lerp_(mean.to(running.mean.dtype), rate)
         running.var.lerp_(unbiased.to(running.var.dtype), rate)
