@@ -1,11 +1,24 @@
 import math
+from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
+from hypothesis import given
 
 from manystream.functional import linear_integrate, scalar_integrate
 from manystream.layers import LinearIntegration, ScalarIntegration
-from tests.builders import compact_batch, mask_of, randomise
+from manystream.models.families import FAMILIES
+from manystream.models.memory_modes import MemoryMode
+from manystream.presence import Presence, Views
+from tests.builders import (
+    compact_batch,
+    mask_of,
+    presences,
+    random_images,
+    randomise,
+    small_resnet,
+)
 
 
 @pytest.mark.parametrize("num_streams", [1, 2, 3])
@@ -124,3 +137,75 @@ def test_one_streams_share_by_itself(rule: LinearIntegration | ScalarIntegration
     batch = compact_batch(mask_of("11 11 11"), channels=4)
     shares = [rule.contribution(m, raw) for m, raw in enumerate(batch.streams)]
     torch.testing.assert_close(rule(list(batch.streams), batch.views)[0], sum(shares))
+
+
+class PlainLinear(LinearIntegration):
+    """The linear rule by its ordinary operations alone."""
+
+    def fused(self) -> None:
+        return None
+
+
+class PlainScalar(ScalarIntegration):
+    """The scalar rule by its ordinary operations alone."""
+
+    def fused(self) -> None:
+        return None
+
+
+@pytest.mark.parametrize("build", [Views.full_only, Views.all_subsets])
+@pytest.mark.parametrize(
+    "rules", [(LinearIntegration, PlainLinear), (ScalarIntegration, PlainScalar)]
+)
+@pytest.mark.parametrize("bias", [False, True])
+@given(words=presences(max_streams=3, max_samples=4))
+def test_the_fused_form_of_a_rule_is_its_plain_one(build, rules, bias: bool, words: str) -> None:
+    mask = mask_of(words)
+    fused, plain = (rule(mask.shape[1], 3, 4, stride=2, bias=bias).double() for rule in rules)
+    randomise(fused)
+    plain.load_state_dict(fused.state_dict())
+    views = build(Presence.from_mask(mask))
+    raw = [x.requires_grad_() for x in compact_batch(mask, channels=4, size=(3, 2)).streams]
+    z = torch.randn(views.num_views, 3, 5, 4, dtype=torch.float64, requires_grad=True)
+    found = []
+    for rule in (fused, plain):
+        out, _ = rule(raw, views, z)
+        cotangent = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
+        inputs = [*raw, z, *rule.parameters()]
+        found.append([out, *torch.autograd.grad(out, inputs, cotangent)])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-11)
+
+
+class Halves(LinearIntegration):
+    """A user's rule that changes what a stream adds, and says nothing of a fused form."""
+
+    def contribution(self, stream: int, raw: torch.Tensor) -> torch.Tensor:
+        return super().contribution(stream, raw) / 2
+
+
+def test_a_changed_contribution_is_not_replaced_by_the_fused_form_of_another_rule() -> None:
+    rule, changed = LinearIntegration(2, None, 4).double(), Halves(2, None, 4).double()
+    batch = compact_batch(mask_of("11 01 10"), channels=4)
+    whole, half = (
+        rule(list(batch.streams), batch.views)[0],
+        changed(list(batch.streams), batch.views)[0],
+    )
+    torch.testing.assert_close(half, whole / 2)
+
+
+@pytest.mark.parametrize("mode", get_args(MemoryMode))
+@pytest.mark.parametrize("half", [False, True])
+def test_a_plain_rule_works_in_every_memory_mode(mode: str, half: bool, monkeypatch) -> None:
+    family = FAMILIES["li_net3"]
+    monkeypatch.setitem(FAMILIES, "li_net3", replace(family, integration=PlainLinear))
+    found = []
+    for memory in ("fast", mode):
+        network = small_resnet(dtype=torch.float32)
+        network.memory = memory
+        images = random_images(mask_of("11 01 10"), dtype=torch.float32)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+            network(images, mask_of("11 01 10")).square().sum().backward()
+        found.append([p.grad for p in network.parameters()] + list(network.buffers()))
+    for ours, theirs in zip(*found, strict=True):
+        assert (ours is None and theirs is None) or torch.equal(ours, theirs)

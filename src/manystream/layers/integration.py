@@ -17,7 +17,7 @@ from manystream.functional.conv import compute_dtype
 from manystream.functional.integrate import LINEAR, SCALAR, Mix, integrate, scaled_kernel
 from manystream.functional.kernels import dispatch
 from manystream.functional.layout import as_matrix
-from manystream.presence import Views
+from manystream.presence import Run, Views
 
 Initializer = Callable[[Tensor], object]
 """Fills a parameter in place."""
@@ -182,7 +182,8 @@ class SumIntegration(nn.Module):
         terms = [] if z is None else [self.previous(z)]
         for m, (x, runs) in enumerate(zip(raw, views.runs, strict=True)):
             contribution = self.contribution(m, x)
-            terms += [_placed(contribution, *run, views.num_views) for run in runs]
+            entering = runs or [Run(slice(0, 0), slice(0, 0))]  # without rows: zero gradients
+            terms += [_placed(contribution, *run, views.num_views) for run in entering]
         if self.bias is not None:
             terms.append(self.bias.to(terms[0].dtype).view(-1, *[1] * (raw[0].dim() - 2)))
         return reduce(torch.add, terms)
