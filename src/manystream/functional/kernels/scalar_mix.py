@@ -122,7 +122,7 @@ def add_scaled(
 ) -> None:
     """``out[start : start + len(raw_m)] += scalar_m * raw_m`` for up to four streams, in place."""
     matrix = as_matrix(out)
-    pixels = out.shape[2] * out.shape[3]
+    positions = out.shape[2:].numel()
     tiles = Tiles.of(*matrix.shape)
     filler = [0] * (MOST_STREAMS - len(raw))
     maps = [as_matrix(x) for x in raw]
@@ -132,7 +132,7 @@ def add_scaled(
         *(matrix for _ in filler),
         *scalars,
         *(scalars[0] for _ in filler),
-        *(start * pixels for start in starts),
+        *(start * positions for start in starts),
         *filler,
         *(len(x) for x in maps),
         *filler,
