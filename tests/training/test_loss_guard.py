@@ -9,9 +9,9 @@ from manystream.training.recipe.averaging import WeightAverage
 from tests.training.builders import CPU, dict_batches, tiny_model, tuple_batches
 
 
-def poisoned(value, batch=1, sample=2):
+def poisoned(value, batch=1, sample=2, count=24):
     """Batches of which one image has a value that is not finite."""
-    batches = tuple_batches(24)
+    batches = tuple_batches(count)
     batches[batch][0][sample, 0, 0, 0] = value
     return batches
 
@@ -147,3 +147,26 @@ def test_no_average_takes_in_a_refused_step(monkeypatch):
     assert all(value.isfinite().all() for value in average.values())
     tracked = [name for name in average if name.endswith("num_batches_tracked")]
     assert {int(average[name]) for name in tracked} == {2}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("cuda_graphs", ["on", "off"])
+def test_a_step_that_is_refused_on_a_gpu_leaves_the_network_as_it_was(cuda_graphs):
+    model, states = tiny_model(), []
+    batches = poisoned(math.nan, batch=5, count=64)
+
+    class Watched(list):
+        """Batches that look at the network before each step: a replay calls no hook."""
+
+        def __iter__(self):
+            for batch in super().__iter__():
+                states.append(copy.deepcopy(model.state_dict()))
+                yield batch
+
+    with pytest.raises(NonFiniteLossError, match="batch 5"):
+        model.fit(
+            Watched(batches), epochs=1, cuda_graphs=cuda_graphs, accelerator="gpu", progress=False
+        )
+    assert len(states) == 6
+    assert_same_state(model.cpu(), {name: value.cpu() for name, value in states[-1].items()})
+    assert all(p.grad is None for p in model.parameters())
