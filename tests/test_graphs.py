@@ -224,10 +224,11 @@ def no_memory_for_the_head_forward(network):
 @contextmanager
 def no_memory_for_a_stream_backward(network):
     """When the forward pass has been captured, and lanes are under way that will not come back."""
-    conv = network.layer2[0].conv1.streams[1]
-    handle = conv.register_forward_hook(
-        lambda module, inputs, y: y.register_hook(lambda _: fail_if_capturing()) and None
-    )
+
+    def when_it_comes_back(module, inputs, output):
+        output.register_hook(lambda _: fail_if_capturing())
+
+    handle = network.layer2[0].conv1.streams[1].register_forward_hook(when_it_comes_back)
     yield "out of memory"
     handle.remove()
 
@@ -235,8 +236,12 @@ def no_memory_for_a_stream_backward(network):
 @contextmanager
 def a_look_at_the_host(network):
     """Which breaks the capture itself."""
-    handle = network.fc.register_forward_hook(lambda module, inputs, y: y.sum().item() and None)
-    yield "not permitted|capturing"
+
+    def look(module, inputs):
+        inputs[0].sum().item()
+
+    handle = network.fc.register_forward_pre_hook(look)
+    yield "captur|not permitted"
     handle.remove()
 
 
