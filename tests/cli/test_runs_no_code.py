@@ -85,7 +85,8 @@ def test_nor_by_another_way_of_writing(here, text):
         ("--fit.optimizer={class_path: os.system, init_args: {command: touch it_ran}}",),
         ("--fit.optimizer.class_path=os.system", "--fit.optimizer.command=touch it_ran"),
         (
-            "--fit.optimizer_arguments={a: {class_path: os.system, init_args: {command: touch it_ran}}}",
+            "--fit.optimizer_arguments="
+            "{a: {class_path: os.system, init_args: {command: touch it_ran}}}",
         ),
         ("--fit.loggers={csv: {class_path: os.system, init_args: {command: touch it_ran}}}",),
         ("--fit.optimizer=planted.Thing",),

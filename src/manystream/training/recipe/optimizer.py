@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
+from manystream.choices import did_you_mean
 from manystream.models import StreamNetwork
 from manystream.training.recipe.parts import named_parts, part_names
 from manystream.training.recipe.ranges import check_above_zero, check_at_least
@@ -157,6 +158,7 @@ def _class_at(path: str) -> type[Optimizer]:
         raise ValueError(
             f"unknown optimizer {path!r}; expected one of {', '.join(_KNOWN)}, or the path of a "
             "class in an installed package, for example torch.optim.RAdam"
+            f"{did_you_mean(path, _KNOWN)}"
         ) from None
     if not (isinstance(found, type) and issubclass(found, Optimizer)):
         raise ValueError(
