@@ -28,9 +28,10 @@ HEAVY = (
 )
 
 NOBODY: set[str] = set()
-CORE = {"choices", "functional", "presence", "streams"}
+CORE = {"choices", "extras", "functional", "presence", "streams"}
 MAY_IMPORT = {
     "choices": NOBODY,
+    "extras": NOBODY,
     "presence": NOBODY,
     "streams": {"presence"},
     "dropout": NOBODY,
@@ -40,9 +41,19 @@ MAY_IMPORT = {
     "models": CORE | {"layers"},
     "memory": CORE
     | {"graphs", "layers", "models"},  # what models stand on, to tell what each part keeps
-    "data": {"choices", "presence", "streams", "dropout"},
+    "data": {"choices", "extras", "presence", "streams", "dropout"},
     "speed": {"functional", "memory"},
-    "training": {"choices", "graphs", "layers", "models", "memory", "data", "streams", "dropout"},
+    "training": {
+        "choices",
+        "extras",
+        "graphs",
+        "layers",
+        "models",
+        "memory",
+        "data",
+        "streams",
+        "dropout",
+    },
     "classifier": {"choices", "models", "training"},
     "cli": {
         *CORE,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from difflib import get_close_matches
-from functools import lru_cache, wraps
+from functools import wraps
 from inspect import signature
 from types import NoneType, UnionType
 from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -37,7 +37,7 @@ def check_choices(options: Any, prefix: str = "") -> None:
     Raises:
         ValueError: naming the field, what came, the choices, and the nearest.
     """
-    for name, hint in _hints(type(options)).items():
+    for name, hint in get_type_hints(type(options)).items():
         _check(f"{prefix}{name}", getattr(options, name), hint)
 
 
@@ -63,11 +63,6 @@ def names_checked(function: Callable[_P, _R]) -> Callable[_P, _R]:
         return function(*args, **kwargs)
 
     return checked
-
-
-@lru_cache
-def _hints(options: type) -> dict[str, Any]:
-    return get_type_hints(options)
 
 
 def _check(name: str, value: Any, hint: Any) -> None:

@@ -41,6 +41,7 @@ from manystream.cli.output import complain
 from manystream.cli.predict import predict
 from manystream.cli.prepare import prepare
 from manystream.cli.train import train
+from manystream.extras import MissingExtraError, train_extra
 from manystream.training.memory.out_of_memory import StepOutOfMemory
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], int | None]]] = {
@@ -78,8 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: words of the command line; those of the process by default.
 
     Returns:
-        Exit status: 0; 1 if a check found something; 2 on bad input, or if a file cannot be read
-        or written; 3 if training does not fit into memory; 130 after Ctrl-C.
+        Exit status: 0; 1 if a check found something; 2 on bad input, if a file cannot be read
+        or written, or a package is missing; 3 if training does not fit into memory; 130 after
+        Ctrl-C.
     """
     words = sys.argv[1:] if arguments is None else arguments
     parser = build_parser()
@@ -93,8 +95,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         values = parser.instantiate(parsed)[name.replace(" ", ".")].as_dict()
         values.pop("config", None)
-        return run(options_class(**values)) or 0
-    except (ValueError, OSError) as error:
+        with train_extra():
+            return run(options_class(**values)) or 0
+    except (ValueError, OSError, MissingExtraError) as error:
         complain(f"error: {error}")
         return 2
     except StepOutOfMemory as error:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from manystream.extras import train_extra
+
 _METADATA, _DIGEST = "manystream", "digest"
 
 _FORMAT = 2
@@ -43,7 +45,8 @@ def write_model_file(
     Raises:
         OSError: if the disk does not take it.
     """
-    from safetensors.torch import save
+    with train_extra():
+        from safetensors.torch import save
 
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps({"format": _FORMAT, **sections})
@@ -101,7 +104,8 @@ def content_digest(text: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    from safetensors import safe_open
+    with train_extra():
+        from safetensors import safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
