@@ -17,6 +17,7 @@ from manystream.data.loaders import TrainingData
 from manystream.streams import StreamBatch
 from manystream.training import evaluate_subsets
 from manystream.training.cost import measure_step
+from manystream.training.recipe.dropout_options import dropout_off
 from manystream.training.reports.report import Run, write_report
 
 
@@ -56,7 +57,7 @@ def _run(name: str, family: str, data: TrainingData, options: CompareOptions, fo
     if model.num_streams == 1:  # there is no other stream to survive on
         fit = replace(
             fit,
-            modality_dropout=False,
+            **dropout_off(),
             subset_accuracy_every=0,
             freeze_patience=None,
             balance_penalty=0.0,
