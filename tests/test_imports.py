@@ -37,10 +37,8 @@ MAY_IMPORT = {
     "graphs": {"functional", "streams"},
     "layers": CORE,
     "models": CORE | {"layers"},
-    "memory": CORE
-    | {"graphs", "layers", "models"},  # what models stand on, to tell what each part keeps
+    "memory": CORE | {"layers", "models"},  # what models stand on, to tell what each part keeps
     "data": {"presence", "streams", "dropout"},
-    "speed": {"functional", "memory"},
     "training": {"graphs", "layers", "models", "memory", "data", "streams", "dropout"},
     "classifier": {"models", "training"},
     "cli": {
@@ -49,7 +47,6 @@ MAY_IMPORT = {
         "layers",
         "models",
         "memory",
-        "speed",
         "data",
         "training",
         "dropout",
