@@ -39,10 +39,8 @@ MAY_IMPORT = {
     "graphs": {"functional", "streams"},
     "layers": CORE,
     "models": CORE | {"layers"},
-    "memory": CORE
-    | {"graphs", "layers", "models"},  # what models stand on, to tell what each part keeps
+    "memory": CORE | {"layers", "models"},  # what models stand on, to tell what each part keeps
     "data": {"choices", "extras", "presence", "streams", "dropout"},
-    "speed": {"functional", "memory"},
     "training": {
         "choices",
         "extras",
@@ -61,7 +59,6 @@ MAY_IMPORT = {
         "layers",
         "models",
         "memory",
-        "speed",
         "data",
         "training",
         "dropout",

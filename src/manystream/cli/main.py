@@ -11,13 +11,10 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from manystream import __version__
-from manystream.cli.bench import bench_memory, bench_step
-from manystream.cli.bench_data import bench_data
 from manystream.cli.compare import compare
 from manystream.cli.convert import convert
 from manystream.cli.data import check_data, show_data
 from manystream.cli.data_options import (
-    BenchDataOptions,
     CheckDataOptions,
     PrepareOptions,
     ShowDataOptions,
@@ -28,8 +25,6 @@ from manystream.cli.memory import command_to_try
 from manystream.cli.nearest import NearestParser, option_names
 from manystream.cli.no_code import MODE, check_keys
 from manystream.cli.options import (
-    BenchMemoryOptions,
-    BenchStepOptions,
     CompareOptions,
     ConvertOptions,
     EvaluateOptions,
@@ -54,15 +49,9 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int | None]]] = {
     "prepare": (PrepareOptions, prepare),
     "data show": (ShowDataOptions, show_data),
     "data check": (CheckDataOptions, check_data),
-    "bench memory": (BenchMemoryOptions, bench_memory),
-    "bench step": (BenchStepOptions, bench_step),
-    "bench data": (BenchDataOptions, bench_data),
 }
 
-GROUPS = {
-    "data": "Look at a data set before training on it.",
-    "bench": "Measure what training and feeding take on this machine.",
-}
+GROUPS = {"data": "Look at a data set before training on it."}
 
 OUT_OF_MEMORY = 3
 

@@ -12,7 +12,6 @@ from manystream.classifier import create_model
 from manystream.data.image import MAX_PIXELS
 from manystream.data.options import DataOptions, OnError
 from manystream.data.units import LengthUnit
-from manystream.memory.case import Precision
 from manystream.models.families import family
 from manystream.models.memory_modes import MemoryMode
 from manystream.training import ConditionOptions, FitOptions
@@ -196,65 +195,3 @@ class InspectOptions:
     """Folder to write into; runs/inspect-<date>-<time> by default."""
     data: DataOptions = field(default_factory=DataOptions)
     """Where images come from; the first batch of val_split is looked at."""
-
-
-@dataclass
-class BenchOptions(ResNetOptions):
-    """A training step to measure.
-
-    Raises:
-        ValueError: if a number is out of its range.
-    """
-
-    family: str = "li_net3"
-    """How the streams are mixed."""
-    streams: dict[str, int] = field(default_factory=lambda: {"rgb": 3, "depth": 1})
-    """Channels of each stream by name."""
-    batch_size: int = 32
-    """Samples per batch."""
-    image_size: tuple[int, int] = (224, 224)
-    """Height and width in pixels, for example [416, 544]."""
-    blanked: float = 0.2
-    """Share of samples that lack one of their streams, each stream in turn."""
-    precision: Precision = "bf16"
-    """bf16 (autocast), fp32, or tf32 (float32 with TF32 products)."""
-    device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
-    """Where to measure: cuda or cpu."""
-    steps: int = 50
-    """Steps to time."""
-    baselines: Path | None = Path("benchmarks/baselines.py")
-    """Python file whose BASELINES are measured too; skipped where it does not exist."""
-    out: Path | None = None
-    """Folder for the numbers; runs/bench-<what>-<date>-<time> by default."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, value in (("batch_size", self.batch_size), ("steps", self.steps)):
-            if value < 1:
-                raise ValueError(f"--{name} is {value}; expected at least 1")
-        if min(self.image_size) < 1:
-            raise ValueError(f"--image_size is {self.image_size}; expected height and width")
-        if not 0 <= self.blanked <= 1:
-            raise ValueError(f"--blanked is {self.blanked}; expected a share from 0 to 1")
-        if self.blanked > 0 and len(self.streams) < 2:
-            raise ValueError(f"--blanked is {self.blanked}; the one stream there is must stay: 0")
-        if self.device.startswith("cuda") and not torch.cuda.is_available():
-            raise ValueError(f"--device is {self.device}, but there is no GPU; expected cpu")
-
-
-@dataclass
-class BenchMemoryOptions(BenchOptions):
-    """Measure the memory of a training step in every memory mode, and in what users run instead.
-
-    Peaks, what is kept for backward, and time, each in a fresh process; a plot over the step. On a
-    CPU storages are counted.
-    """
-
-
-@dataclass
-class BenchStepOptions(BenchOptions):
-    """Measure the time of a training step in every memory mode, and in what users run instead.
-
-    Eagerly and in CUDA graphs, beside the least time that its operations need on this machine, and
-    with the time by kind of kernel.
-    """
