@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from inspect import cleandoc
 from itertools import pairwise
 from typing import Any
@@ -65,6 +68,7 @@ GROUPS = {
 OUT_OF_MEMORY = 3
 
 INTERRUPTED = 130  # the shell's convention: 128 + SIGINT
+TERMINATED = 143  # 128 + SIGTERM
 
 
 _SWITCHES = ("--resume",)
@@ -78,7 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         Exit status: 0; 1 if a check found something; 2 on bad input, or if a file cannot be read
-        or written; 3 if training does not fit into memory; 130 after Ctrl-C.
+        or written; 3 if training does not fit into memory; 130 after Ctrl-C; 143 after
+        SIGTERM.
     """
     words = sys.argv[1:] if arguments is None else arguments
     parser = build_parser()
@@ -88,7 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         values = parser.instantiate(parsed)[name.replace(" ", ".")].as_dict()
         values.pop("config", None)
-        return run(options_class(**values)) or 0
+        with _sigterm_raises():
+            return run(options_class(**values)) or 0
     except (ValueError, OSError) as error:
         complain(f"error: {error}")
         return 2
@@ -99,6 +105,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return OUT_OF_MEMORY
     except KeyboardInterrupt:
         return INTERRUPTED
+    except SystemExit as ended:
+        if ended.code != TERMINATED:
+            raise
+        complain("ended by SIGTERM")
+        return TERMINATED
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """For a while, have SIGTERM end a command as Ctrl-C does, so that it cleans up."""
+
+    def end(*_: Any) -> None:
+        raise SystemExit(TERMINATED)
+
+    before = signal.getsignal(signal.SIGTERM)
+    ignored = before in (signal.SIG_IGN, None)
+    if ignored or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def build_parser() -> ArgumentParser:

@@ -17,6 +17,7 @@ from manystream.cli.options import TrainOptions
 from manystream.cli.output import console, print_subsets, say
 from manystream.cli.run_config import (
     check_same_config,
+    command_to_resume,
     config_of,
     folder_of,
     read_config,
@@ -28,6 +29,7 @@ from manystream.training.distributed import first_to_start
 from manystream.training.fit import check_fit
 from manystream.training.loss_guard import NonFiniteLossError
 from manystream.training.reports.report import Run, write_report
+from manystream.training.termination import Terminated
 
 MODEL_FILE = "model.safetensors"
 
@@ -73,14 +75,16 @@ def train(options: TrainOptions) -> None:
 
 @contextmanager
 def _weights_kept(model: StreamClassifier, out: Path | None) -> Iterator[None]:
-    """Save the model when training ends, or Ctrl-C ends it; else there are checkpoints."""
+    """Save the model when training ends, or a signal ends it; else there are checkpoints."""
     try:
         yield
     except NonFiniteLossError:
         say(f"the history and the checkpoints are in {out}")
         raise
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated):
         _save(model, out)
+        if out is not None:
+            say(f"go on with: {command_to_resume(out)}")
         raise
     _save(model, out)
 
