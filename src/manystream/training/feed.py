@@ -238,7 +238,8 @@ def check_same_length(num_batches: float, device: torch.device) -> None:
     least = -vote.answer()
     if least != most:
         raise ValueError(
-            f"train_loader gives {num_batches} batches to this process, {least} to {most} to all; "
+            f"train_loader gives {num_batches:g} batches to this process, {least:g} to {most:g} to "
+            "all; "
             "expected as many to each: give every process the same batches, they are shared out"
         )
 
