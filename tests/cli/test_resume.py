@@ -8,11 +8,13 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from manystream.classifier import StreamClassifier
 from manystream.cli.nearest import option_names
 from manystream.cli.options import TrainOptions
 from manystream.data.dataset import StreamDataset
 from manystream.training.checkpoints import checkpoint_file
 from manystream.training.checkpoints.run_folder import RunFolder
+from manystream.training.termination import Terminated
 from tests.cli.test_main import SCENES, status, train
 from tests.training.builders import repeatable
 from tests.training.reports.test_history import strict
@@ -87,6 +89,25 @@ def test_sigterm_saves_everything_and_the_command_it_names_ends_the_run(
     assert name == "manystream"
     assert status(*words) == 0
     assert_same_run(whole, out)
+
+
+def test_torchrun_passing_sigterm_on_does_not_keep_the_model_from_being_saved(
+    tmp_path, monkeypatch, capsys
+):
+    def terminated(*_, **__):
+        raise Terminated("SIGTERM ended training")
+
+    save = StreamClassifier.save
+
+    def save_while_others_end(self, path):
+        signal.raise_signal(signal.SIGTERM)
+        save(self, path)
+
+    monkeypatch.setattr(StreamClassifier, "fit", terminated)
+    monkeypatch.setattr(StreamClassifier, "save", save_while_others_end)
+    assert train(tmp_path / "run") == 143
+    assert (tmp_path / "run/model.safetensors").exists()
+    assert "go on with: manystream train" in capsys.readouterr().out
 
 
 def test_sigterm_before_training_ends_it_with_a_word(tmp_path, monkeypatch, capsys):

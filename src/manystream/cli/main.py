@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from inspect import cleandoc
 from itertools import pairwise
 from typing import Any
@@ -44,6 +41,7 @@ from manystream.cli.predict import predict
 from manystream.cli.prepare import prepare
 from manystream.cli.train import train
 from manystream.training.memory.out_of_memory import StepOutOfMemory
+from manystream.training.termination import TERMINATED, sigterm_handled
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], int | None]]] = {
     "train": (TrainOptions, train),
@@ -68,7 +66,6 @@ GROUPS = {
 OUT_OF_MEMORY = 3
 
 INTERRUPTED = 130  # the shell's convention: 128 + SIGINT
-TERMINATED = 143  # 128 + SIGTERM
 
 
 _SWITCHES = ("--resume",)
@@ -93,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         values = parser.instantiate(parsed)[name.replace(" ", ".")].as_dict()
         values.pop("config", None)
-        with _sigterm_raises():
+        with sigterm_handled(_end):
             return run(options_class(**values)) or 0
     except (ValueError, OSError) as error:
         complain(f"error: {error}")
@@ -112,23 +109,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return TERMINATED
 
 
-@contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """For a while, have SIGTERM end a command as Ctrl-C does, so that it cleans up."""
-
-    def end(*_: Any) -> None:
-        raise SystemExit(TERMINATED)
-
-    before = signal.getsignal(signal.SIGTERM)
-    ignored = before in (signal.SIG_IGN, None)
-    if ignored or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _end(*_: Any) -> None:
+    """End a command at SIGTERM as Ctrl-C does, so that it cleans up."""
+    raise SystemExit(TERMINATED)
 
 
 def build_parser() -> ArgumentParser:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -29,7 +30,7 @@ from manystream.training.distributed import first_to_start
 from manystream.training.fit import check_fit
 from manystream.training.loss_guard import NonFiniteLossError
 from manystream.training.reports.report import Run, write_report
-from manystream.training.termination import Terminated
+from manystream.training.termination import Terminated, sigterm_handled
 
 MODEL_FILE = "model.safetensors"
 
@@ -82,9 +83,11 @@ def _weights_kept(model: StreamClassifier, out: Path | None) -> Iterator[None]:
         say(f"the history and the checkpoints are in {out}")
         raise
     except (KeyboardInterrupt, Terminated):
-        _save(model, out)
-        if out is not None:
-            say(f"go on with: {command_to_resume(out)}")
+        # As soon as another process has ended, torchrun passes SIGTERM to this one.
+        with sigterm_handled(signal.SIG_IGN):
+            _save(model, out)
+            if out is not None:
+                say(f"go on with: {command_to_resume(out)}")
         raise
     _save(model, out)
 

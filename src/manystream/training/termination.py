@@ -6,7 +6,7 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic
 from typing import Any
@@ -44,6 +44,21 @@ class Terminated(SystemExit):
         self.message = message
 
 
+@contextmanager
+def sigterm_handled(handler: Callable[..., None] | signal.Handlers) -> Iterator[None]:
+    """For a while, have SIGTERM handled so; where the caller ignores it, it stays ignored."""
+    before = signal.getsignal(signal.SIGTERM)
+    ignored = before in (signal.SIG_IGN, None)
+    if ignored or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 class Termination:
     """Whether SIGTERM has come to any process of a run."""
 
@@ -69,20 +84,13 @@ class Termination:
         Raises:
             Terminated: at the end, if it came and nothing has ended the run since.
         """
-        before = signal.getsignal(signal.SIGTERM)
-        ignored = before in (signal.SIG_IGN, None)
-        if ignored or threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        signal.signal(signal.SIGTERM, self._take_down)
         try:
-            yield
+            with sigterm_handled(self._take_down):
+                yield
         except RuntimeError as error:
             if self.requested and "DataLoader worker" in str(error):
                 raise Terminated("SIGTERM ended the processes of a loader as well") from error
             raise
-        finally:
-            signal.signal(signal.SIGTERM, before)
         if self.requested:
             raise Terminated("SIGTERM came when training had ended")
 
