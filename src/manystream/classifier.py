@@ -27,6 +27,8 @@ DEPTHS: dict[int, tuple[str, tuple[int, int, int, int]]] = {
     101: ("bottleneck", (3, 4, 23, 3)),
 }
 
+_WIDEST = 16  # 8,192 channels at the end; a typing error beyond
+
 _logger = logging.getLogger(__name__)
 
 
@@ -201,7 +203,7 @@ def create_model(
         depth: 18 or 34 (basic blocks), 50 or 101 (bottlenecks).
         streams: channels of each stream by name, for example ``{"rgb": 3, "depth": 1}``.
         num_classes: number of classes.
-        width: multiplier of the widths 64, 128, 256, 512.
+        width: multiplier of the widths 64, 128, 256, 512, up to 16.
         dropout: probability of dropping a feature before the head.
         memory: what a training step keeps, ``"fast"``, ``"balanced"``, ``"lean"`` or ``"min"``, see
             :mod:`manystream.models.memory_modes`; gradients are the same in all.
@@ -220,8 +222,8 @@ def create_model(
     """
     if depth not in DEPTHS:
         raise ValueError(f"depth is {depth}; expected one of {', '.join(map(str, DEPTHS))}")
-    if width <= 0:
-        raise ValueError(f"width is {width}; expected a multiplier above 0")
+    if not 0 < width <= _WIDEST:
+        raise ValueError(f"width is {width}; expected a multiplier above 0, up to {_WIDEST}")
     block, layers = DEPTHS[depth]
     model = StreamClassifier(
         family=family,

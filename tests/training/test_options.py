@@ -10,6 +10,10 @@ from manystream.training import FitOptions
     ("changes", "message"),
     [
         ({"epochs": 0}, "epochs is 0"),
+        ({"epochs": None}, "epochs is None; expected at least 1"),
+        ({"epochs": "3"}, "epochs is 3; expected at least 1"),
+        ({"learning_rate": None}, "learning_rate is None; expected more than 0"),
+        ({"label_smoothing": None}, r"label_smoothing is None; expected \[0, 1\)"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0; expected more than 0"),
         ({"gradient_clip": -1.0}, "gradient_clip is -1.0; expected more than 0"),
         ({"label_smoothing": 1.0}, "label_smoothing is 1.0"),

@@ -38,6 +38,7 @@ from manystream.cli.prepare import prepare
 from manystream.cli.train import train
 from manystream.extras import MissingExtraError, train_extra
 from manystream.training.memory.out_of_memory import StepOutOfMemory
+from manystream.training.termination import TERMINATED, sigterm_handled
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], int | None]]] = {
     "train": (TrainOptions, train),
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0; 1 if a check found something; 2 on bad input, if a file cannot be read
         or written, or a package is missing; 3 if training does not fit into memory; 130 after
-        Ctrl-C.
+        Ctrl-C; 143 after SIGTERM.
     """
     words = sys.argv[1:] if arguments is None else arguments
     parser = build_parser()
@@ -84,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         values = parser.instantiate(parsed)[name.replace(" ", ".")].as_dict()
         values.pop("config", None)
-        with train_extra():
+        with train_extra(), sigterm_handled(_end):
             return run(options_class(**values)) or 0
     except (ValueError, OSError, MissingExtraError) as error:
         complain(f"error: {error}")
@@ -96,6 +97,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return OUT_OF_MEMORY
     except KeyboardInterrupt:
         return INTERRUPTED
+    except SystemExit as ended:
+        if ended.code != TERMINATED:
+            raise
+        complain("ended by SIGTERM")
+        return TERMINATED
+
+
+def _end(*_: Any) -> None:
+    """End a command at SIGTERM as Ctrl-C does, so that it cleans up."""
+    raise SystemExit(TERMINATED)
 
 
 def build_parser() -> ArgumentParser:
