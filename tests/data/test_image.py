@@ -198,6 +198,25 @@ def test_text_is_no_image(tmp_path, suffix):
         read_image(path)
 
 
+def test_every_flipped_bit_of_a_png_is_found(tmp_path):
+    path = tmp_path / "x.png"
+    Image.fromarray(np.full((40, 50, 3), 128, np.uint8) ^ (COLOR[0, 0] & 15)).save(path)
+    whole = path.read_bytes()
+    for bit in range(8 * len(whole)):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        with pytest.raises(UnreadableImageError):
+            read_image(path)
+
+
+def test_what_follows_the_last_chunk_of_a_png_is_passed_over(tmp_path):
+    path = tmp_path / "x.png"
+    Image.fromarray(COLOR).save(path)
+    path.write_bytes(path.read_bytes() + b"appended by a camera")
+    assert_stored(path, COLOR)
+
+
 def test_missing_file_and_unknown_suffix(tmp_path):
     with pytest.raises(UnreadableImageError, match="No such file"):
         read_image(tmp_path / "x.png")

@@ -13,6 +13,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from manystream.data.bands import has_bands, read_bands
+from manystream.data.png import check_chunks
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".npy")
 
@@ -109,6 +110,8 @@ def _decode_pillow(path: Path, max_pixels: int) -> np.ndarray:
             raise ValueError(f"it is named {path.suffix}, but it is a {image.format}; rename it")
         _check_size(image.size, max_pixels)
         _refuse_lossy_depth(image)
+        if isinstance(image, PngImageFile):
+            check_chunks(path)
         return np.array(_plain_mode(image))
 
 
