@@ -12,7 +12,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from manystream.data.bands import has_bands, read_bands
+from manystream.data.bands import check_deflated, has_bands, read_bands
 from manystream.data.png import check_chunks
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".npy")
@@ -112,6 +112,8 @@ def _decode_pillow(path: Path, max_pixels: int) -> np.ndarray:
         _refuse_lossy_depth(image)
         if isinstance(image, PngImageFile):
             check_chunks(path)
+        if isinstance(image, TiffImageFile):
+            check_deflated(path)
         return np.array(_plain_mode(image))
 
 

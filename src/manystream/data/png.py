@@ -1,4 +1,4 @@
-"""PNG files carry a checksum for every chunk, which Pillow does not compare where the pixels are."""
+"""The checksum of every chunk of a PNG file, which Pillow does not compare for the pixels."""
 
 from __future__ import annotations
 
