@@ -1,5 +1,7 @@
+import os
 import pickle
 import struct
+import threading
 import tracemalloc
 import warnings
 import zlib
@@ -224,6 +226,22 @@ def test_missing_file_and_unknown_suffix(tmp_path):
         read_image(tmp_path / "x.bmp")
 
 
+@pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_pipe_and_a_folder_are_no_images(tmp_path, suffix, make):
+    path, refused = tmp_path / f"x{suffix}", []
+    make(path)
+
+    def read():
+        refuse_to_read(path, "no file")
+        refused.append(path)
+
+    reader = threading.Thread(target=read, daemon=True)  # A pipe would wait for ever.
+    reader.start()
+    reader.join(timeout=5)
+    assert refused == [path]
+
+
 def test_the_error_survives_a_worker_process():
     error = UnreadableImageError("a/b.png", "it is torn")
     assert isinstance(error, ValueError)
@@ -267,10 +285,10 @@ def test_a_small_file_of_a_huge_image_is_not_decoded(tmp_path, side):
     assert before < 2**20
 
 
-def refuse_to_read(path: Path) -> None:
+def refuse_to_read(path: Path, reason: str = "pixels") -> None:
     with warnings.catch_warnings():  # Pillow's own, above 89 million pixels
         warnings.simplefilter("ignore")
-        with pytest.raises(UnreadableImageError, match="pixels"):
+        with pytest.raises(UnreadableImageError, match=reason):
             read_image(path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import stat
 from functools import partial
 from pathlib import Path
 
@@ -90,6 +91,8 @@ def _decode(path: Path, max_pixels: int) -> np.ndarray:
     suffix = path.suffix.lower()
     if suffix not in IMAGE_SUFFIXES:
         raise ValueError(f"its suffix is {suffix!r}; expected one of {', '.join(IMAGE_SUFFIXES)}")
+    if not stat.S_ISREG(path.stat().st_mode):  # Opening a pipe would wait for ever.
+        raise ValueError("it is no file, but a folder, a pipe or a device; take it away")
     if suffix == ".npy":
         return _decode_npy(path, max_pixels)
     if _PILLOW_CLASSES[suffix] is TiffImageFile and has_bands(path):
