@@ -12,6 +12,8 @@ from typing import Any
 LABEL, SPLIT, GROUP = "label", "split", "group"
 """Columns that hold no stream."""
 
+_NO_TEXT = (bytes, list, dict)
+
 
 @dataclass(frozen=True)
 class Row:
@@ -129,11 +131,21 @@ def _of_parquet(path: Path) -> tuple[list[str], list[Row]]:
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"cannot read {path}: {error}") from error
     rows = [
-        Row(f"{path}, row {number}", {name: _text(value) for name, value in cells.items()})
+        _parquet_row(f"{path}, row {number}", cells)
         for number, cells in enumerate(table.to_pylist(), start=1)
     ]
     return list(table.column_names), rows
 
 
+def _parquet_row(where: str, cells: Mapping[str, Any]) -> Row:
+    texts = {name: _text(value) for name, value in cells.items()}
+    for name in (LABEL, SPLIT, GROUP):
+        if isinstance(cells.get(name), _NO_TEXT):
+            kind = type(cells[name]).__name__
+            return Row(where, texts, f"its {name} is of type {kind}; expected a text or a number")
+    return Row(where, texts)
+
+
 def _text(value: Any) -> str:
-    return "" if value is None else str(value).strip()
+    nothing = value is None or value != value  # NaN, as pandas and NumPy say it
+    return "" if nothing else str(value).strip()
