@@ -68,7 +68,7 @@ def table_of(rows: Sequence[dict[str, Any]]) -> Table:
             row["name"],
             f"{row['samples_per_second']:.0f}",
             f"{row['images_per_second']:.0f}",
-            f"{row['ratio']:.2f} \\{ratios}",
+            f"{row['ratio']:.2f} {ratios}",
         )
     return table
 
