@@ -43,5 +43,5 @@ def _number(file: IO[bytes]) -> int:
 def _exactly(file: IO[bytes], length: int) -> bytes:
     read = file.read(length)
     if len(read) < length:
-        raise ValueError("it is cut off: it ends before its last chunk")
+        raise ValueError("it is truncated: it ends before its last chunk")
     return read
