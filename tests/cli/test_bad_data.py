@@ -74,3 +74,84 @@ def test_nan_in_a_parquet_label_is_no_label(tmp_path, refused):
 def test_a_parquet_label_that_is_no_text(tmp_path, refused, labels, kind):
     said = refused(write_parquet(tmp_path, pa.array(labels)))
     assert f"row 1: its label is of type {kind}; expected a text or a number" in said
+
+
+@pytest.mark.parametrize(
+    ("depth_name", "cause"),
+    [
+        (
+            "depth/{}/depth_{}",
+            "names begin with 'depth_' in depth, and are the same in rgb without it",
+        ),
+        ("depth/{}/{}_d", "names end with '_d' in depth, and are the same in rgb without it"),
+        ("depth/{}/9{}9", "two of them; expected one name for all images of a sample"),
+    ],
+)
+def test_streams_whose_names_differ(tmp_path, refused, capsys, depth_name, cause):
+    root = write_folder(tmp_path / "files", depth_name=depth_name)
+    said = refused(root)
+    assert "streams rgb, depth: no sample has two of them" in said
+    assert cause in said
+    out = tmp_path / "found.json"
+    words = ("data", "check", "--data.root", root, "--smallest-class=1", "--out", out)
+    assert status(*words) == 1
+    assert cause in out.read_text()
+
+
+def test_streams_whose_names_differ_in_case_or_by_two_words(tmp_path, refused):
+    names = {"color_name": "rgb/{}/IMG_{}", "depth_name": "depth/{}/img_{}"}
+    said = refused(write_folder(tmp_path / "case", **names))
+    assert "names differ in upper and lower case between rgb and depth" in said
+    names = {"color_name": "rgb/{}/rgb_{}", "depth_name": "depth/{}/depth_{}"}
+    said = refused(write_folder(tmp_path / "words", **names))
+    assert "names begin with 'rgb' in rgb, and with 'depth' in depth" in said
+
+
+def test_a_third_stream_that_never_meets_the_others(folder, refused):
+    for number in range(12):
+        split = "train" if number < 8 else "val"
+        name = f"thermal/{('bed', 'desk')[number % 2]}/t{number}.png"
+        write_image(folder / split / name, depth(number))
+    said = refused(folder)
+    assert "streams thermal: no sample has another stream as well" in said
+    assert "names begin with 't' in thermal, and are the same in rgb without it" in said
+
+
+def test_streams_that_never_meet_can_be_trained_on_if_one_insists(tmp_path, capsys):
+    root = write_folder(tmp_path / "files", depth_name="depth/{}/depth_{}")
+    words = ("--data.root", root, *FEEDING, *QUICK, "--data.on-error=skip", "--fit.epochs=1")
+    assert status("train", "--out", tmp_path / "run", *words) == 0
+    assert "skipped: they are used as they are" in capsys.readouterr().out
+
+
+def test_a_class_that_is_misspelt_in_one_stream(folder, refused, tmp_path):
+    (folder / "train/depth/desk").rename(folder / "train/depth/desks")
+    said = refused(folder)
+    assert "it has no image of depth, and 4 of its images are called like those that" in said
+    assert "'desk'" in said
+    assert "'desks'" in said
+    out = tmp_path / "found.json"
+    words = ("data", "check", "--data.root", folder, "--smallest-class=1", "--splits=[train]")
+    assert status(*words, "--out", out) == 1
+    assert "is one of the classes misspelt?" in out.read_text()
+
+
+def test_a_class_that_lacks_a_stream_is_told(folder, capsys):
+    for number in range(12, 18):
+        name = f"rgb/window/{number}.png"
+        write_image(folder / ("train" if number < 15 else "val") / name, color(number))
+    status("prepare", "--data.root", folder, "--out", folder / "set", *FEEDING)
+    assert "train: class 'window' has no image of depth\n" in capsys.readouterr().out
+
+
+def test_streams_and_classes_that_are_swapped(tmp_path, refused):
+    names = {"color_name": "{}/rgb/{}", "depth_name": "{}/depth/{}"}
+    said = refused(write_folder(tmp_path / "files", **names))
+    assert "classes depth, rgb: they are called like sensors" in said
+    assert "seem to be swapped; expected <split>/<stream>/<class>/<id>.<ext>" in said
+
+
+def test_a_manifest_with_semicolons(tmp_path, refused):
+    path = tmp_path / "list.csv"
+    path.write_text("rgb;depth;label\na.png;b.png;bed\n")
+    assert "Its separator seems to be ';'; save it with commas" in refused(path)

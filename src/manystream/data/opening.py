@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 from manystream.data.formats import FORMATS, recognise
 from manystream.data.options import DataOptions, OnError, Report
+from manystream.data.pairing import mismatches, one_sided_classes
 from manystream.data.prepared import PreparedSource
 from manystream.data.problems import Problem, settling
 from manystream.data.source import Source, StreamSpec
@@ -66,6 +67,7 @@ def open_split(
             and ``on_error`` is ``"raise"``.
     """
     source = open_source(options, split, streams, classes, report)
+    _check_pairing(source, split, "skip" if classes else options.on_error, report)
     if isinstance(source, PreparedSource):  # It was surveyed before it was written.
         _report_absences(source, split, report)
         return source, source.statistics
@@ -183,6 +185,19 @@ def _settled(source: Files, found: Survey, on_error: OnError, report: Report, op
     if dropped := len(source.ids) - len(readable.ids):
         report(f"{dropped} samples had nothing else and are left out")
     return readable
+
+
+def _check_pairing(source: Source, split: str, on_error: OnError, report: Report) -> None:
+    """Say what cannot have been meant; before training, it stops the run unless it is skipped."""
+    settle = settling(
+        f"{split}: streams or classes that do not fit together",
+        on_error,
+        report,
+        skipped="are used as they are",
+    )
+    settle(mismatches(source))
+    for name, streams in one_sided_classes(source).items():
+        report(f"{split}: class {name!r} has no image of {', '.join(streams)}")
 
 
 def _report_absences(source: Source, split: str, report: Report) -> None:

@@ -9,6 +9,7 @@ from itertools import combinations
 from typing import TypeVar
 
 from manystream.data.looking.images import Look
+from manystream.data.pairing import mismatches
 from manystream.data.source import Source, groups_of
 
 Item = TypeVar("Item")
@@ -105,6 +106,12 @@ def class_findings(split: Split, smallest: int, *, trained_on: bool) -> Iterator
             yield Finding("small class", True, (name,), detail)
         elif counts[number] == 0:
             yield Finding("empty class", False, (name,), f"no sample in {split.name}")
+
+
+def pairing_findings(split: Split) -> Iterator[Finding]:
+    """Streams and classes that do not fit together."""
+    for problem in mismatches(split.source):
+        yield Finding("mismatch", True, (problem.where,), problem.reason)
 
 
 def _shared_groups(a: Split, b: Split) -> Iterator[Finding]:

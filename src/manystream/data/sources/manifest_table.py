@@ -12,6 +12,7 @@ from typing import Any
 LABEL, SPLIT, GROUP = "label", "split", "group"
 """Columns that hold no stream."""
 
+_SEPARATORS = {";": "';'", "\t": "a tab", "|": "'|'"}
 _NO_TEXT = (bytes, list, dict)
 
 
@@ -93,9 +94,16 @@ def _check(table: Table) -> None:
         raise ValueError(
             f"{table.path} has the columns {', '.join(table.columns)}; expected {LABEL!r}, "
             f"one for every stream, and if you like {SPLIT!r} and {GROUP!r}"
+            f"{_other_separator(table.columns)}"
         )
     if not table.rows:
         raise ValueError(f"{table.path} has no rows; expected one for every sample")
+
+
+def _other_separator(columns: Sequence[str]) -> str:
+    """A likely cause: one column that would be several."""
+    used = [name for sign, name in _SEPARATORS.items() if any(sign in text for text in columns)]
+    return f". Its separator seems to be {used[0]}; save it with commas" if used else ""
 
 
 def _of_csv(path: Path) -> tuple[list[str], list[Row]]:
