@@ -155,3 +155,20 @@ def test_a_manifest_with_semicolons(tmp_path, refused):
     path = tmp_path / "list.csv"
     path.write_text("rgb;depth;label\na.png;b.png;bed\n")
     assert "Its separator seems to be ';'; save it with commas" in refused(path)
+
+
+@pytest.mark.parametrize(
+    "words", [["--data.val_split=train"], ["--data.train_split=val", "--data.val_split=val"]]
+)
+def test_validation_on_what_was_trained_on(folder, refused, words):
+    assert "validation would be on what was trained on" in refused(folder, *words)
+
+
+def test_validation_on_a_part_of_what_was_trained_on(tmp_path, refused):
+    manifest = tmp_path / "list.csv"
+    rows = [f"{n}.png,{('bed', 'desk')[n % 2]}" for n in range(8)]
+    manifest.write_text("\n".join(["rgb,label", *rows]))
+    for number in range(8):
+        write_image(tmp_path / f"{number}.png", color(number))
+    said = refused(manifest, "--data.train_split=trainval")
+    assert "--data.val_split is val, and --data.train_split is trainval" in said
