@@ -172,3 +172,9 @@ def test_validation_on_a_part_of_what_was_trained_on(tmp_path, refused):
         write_image(tmp_path / f"{number}.png", color(number))
     said = refused(manifest, "--data.train_split=trainval")
     assert "--data.val_split is val, and --data.train_split is trainval" in said
+
+
+def test_color_has_no_unit(folder, refused):
+    said = refused(folder, "--data.units={rgb: mm}")
+    assert "--data.units gives rgb in mm, but its images have 3 channels of uint8" in said
+    assert "leave it out, or if it is depth, say so: --data.kinds '{rgb: depth}'" in said
