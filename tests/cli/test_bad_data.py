@@ -178,3 +178,14 @@ def test_color_has_no_unit(folder, refused):
     said = refused(folder, "--data.units={rgb: mm}")
     assert "--data.units gives rgb in mm, but its images have 3 channels of uint8" in said
     assert "leave it out, or if it is depth, say so: --data.kinds '{rgb: depth}'" in said
+
+
+def test_the_streams_of_a_trained_model_are_its_own(folder, tmp_path, capsys):
+    data, run = ("--data.root", folder, *FEEDING), tmp_path / "run"
+    assert status("train", *data, "--out", run, *QUICK, "--fit.epochs=1") == 0
+    words = ("evaluate", *data, "--model", run / "model.safetensors", "--blanked_streams=[depth]")
+    assert status(*words, "--data.streams=[rgb]") == 2
+    said = capsys.readouterr().err
+    assert "--data.streams is rgb, and the model's streams are rgb, depth; leave it out" in said
+    assert status(*words, "--data.streams=[rgb,depth]") == 0
+    assert status(*words, "--data.val_split=train") == 0

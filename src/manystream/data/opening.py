@@ -88,6 +88,7 @@ def open_source(
     report: Report = print,
 ) -> Source:
     """Open one split without a look at its images; otherwise as :func:`open_split`."""
+    _check_streams(options, streams)
     if options.root is None:
         return _open_scenes(options, split, streams, classes)
     options = identified(options, report)
@@ -140,6 +141,19 @@ def _open(wanted: Wanted) -> FileSource | NyuSource | PreparedSource:
                 f"{_listed(found)}; expected the same"
             )
     return source
+
+
+def _check_streams(options: DataOptions, streams: Sequence[StreamSpec] | None) -> None:
+    """Refuse to choose among the streams of a trained model, which has a place for each."""
+    if streams is None or options.streams is None:
+        return
+    names = [spec.name for spec in streams]
+    if sorted(names) != sorted(options.streams):
+        raise ValueError(
+            f"--data.streams is {', '.join(options.streams)}, and the model's streams are "
+            f"{', '.join(names)}; leave it out: a stream that the data lack is absent, and "
+            "--blanked_streams of `evaluate` takes streams away"
+        )
 
 
 def _listed(items: Sequence[Any]) -> str:
