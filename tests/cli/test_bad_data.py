@@ -189,3 +189,14 @@ def test_the_streams_of_a_trained_model_are_its_own(folder, tmp_path, capsys):
     assert "--data.streams is rgb, and the model's streams are rgb, depth; leave it out" in said
     assert status(*words, "--data.streams=[rgb,depth]") == 0
     assert status(*words, "--data.val_split=train") == 0
+
+
+@pytest.mark.parametrize("words", [(), ("--data.units={depth: mm}",)])
+def test_one_depth_of_8_bits_among_16(folder, refused, tmp_path, words):
+    write_image(folder / "train/depth/bed/4.png", noise(20, 24, 1)[..., 0])
+    said = refused(folder, *words)
+    assert "depth/bed/4.png: expected uint16 values as in most of its stream, found uint8" in said
+    out = tmp_path / "found.json"
+    check = ("data", "check", "--data.root", folder, "--smallest-class=1", "--out", out)
+    assert status(*check, *words) == 1
+    assert "it has uint8 values; expected uint16, as in most" in out.read_text()

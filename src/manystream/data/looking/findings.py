@@ -11,6 +11,7 @@ from typing import TypeVar
 from manystream.data.looking.images import Look
 from manystream.data.pairing import mismatches
 from manystream.data.source import Source, groups_of
+from manystream.data.survey import usual_dtypes
 
 Item = TypeVar("Item")
 
@@ -54,6 +55,15 @@ def image_findings(split: Split) -> Iterator[Finding]:
             yield Finding("all zero", True, (look.name,), "take it away, so that it is absent")
         elif look.constant is not None:
             yield Finding("constant", True, (look.name,), f"every value is {look.constant:g}")
+
+
+def dtype_findings(split: Split) -> Iterator[Finding]:
+    """Images with other numbers than most of their stream, as 8 bits of depth among 16."""
+    usual = usual_dtypes((look.stream, look.dtype) for look in split.looks)
+    for look in split.looks:
+        if not look.problem and look.dtype != usual[look.stream]:
+            detail = f"it has {look.dtype} values; expected {usual[look.stream]}, as in most"
+            yield Finding("other values", True, (look.name,), detail)
 
 
 def alignment_findings(split: Split) -> Iterator[Finding]:

@@ -100,13 +100,19 @@ class FileSource:
         Raises:
             UnreadableImageError: if the file is missing, damaged or too large.
         """
-        path = self.path(index, stream)
-        stored = read_image(path, self._max_pixels)
+        return self.decoded(self.read_stored(index, stream), index, stream)
+
+    def read_stored(self, index: int, stream: int) -> np.ndarray:
+        """Read one image with the values that its file has."""
+        return read_image(self.path(index, stream), self._max_pixels)
+
+    def decoded(self, stored: np.ndarray, index: int, stream: int) -> np.ndarray:
+        """Turn the values of a file into those of its stream."""
         decode = self._decode.get(self.streams[stream].name)
         try:
             return stored if decode is None else decode(stored)
         except ValueError as error:
-            raise UnreadableImageError(path, str(error)) from error
+            raise UnreadableImageError(self.path(index, stream), str(error)) from error
 
     def without(self, unreadable: AbstractSet[Path]) -> FileSource:
         """Copy in which these files are absent; samples left with no stream are dropped.
