@@ -200,3 +200,13 @@ def test_one_depth_of_8_bits_among_16(folder, refused, tmp_path, words):
     check = ("data", "check", "--data.root", folder, "--smallest-class=1", "--out", out)
     assert status(*check, *words) == 1
     assert "it has uint8 values; expected uint16, as in most" in out.read_text()
+
+
+@pytest.mark.parametrize("words", [(), ("--data.verify=true",)])
+def test_splits_of_a_prepared_set_that_are_exchanged(folder, refused, tmp_path, words):
+    prepared = tmp_path / "set"
+    assert status("prepare", "--data.root", folder, "--out", prepared, *FEEDING) == 0
+    for old, new in (("train", "x"), ("val", "train"), ("x", "val")):
+        (prepared / old).rename(prepared / new)
+    said = refused(prepared, *words)
+    assert f"{prepared / 'train'} was written as split 'val'" in said
