@@ -1,5 +1,7 @@
 """Data that cannot be what was meant are refused before training, with the likely cause."""
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
@@ -210,3 +212,25 @@ def test_splits_of_a_prepared_set_that_are_exchanged(folder, refused, tmp_path, 
         (prepared / old).rename(prepared / new)
     said = refused(prepared, *words)
     assert f"{prepared / 'train'} was written as split 'val'" in said
+
+
+def test_a_file_under_two_labels_in_a_manifest(tmp_path, refused):
+    rows = [f"{n}.png,{('bed', 'desk')[n % 2]},{('train', 'val')[n >= 6]}" for n in range(8)]
+    for number in range(8):
+        write_image(tmp_path / f"{number}.png", color(number))
+    manifest = tmp_path / "list.csv"
+    manifest.write_text("\n".join(["rgb,label,split", *rows, "2.png,desk,train"]))
+    said = refused(manifest)
+    assert "samples with a file of another label: 2" in said
+    assert "2.png has the labels bed, desk; expected one" in said
+
+
+@pytest.mark.parametrize("link", [Path.symlink_to, Path.hardlink_to])
+def test_a_file_under_two_labels_in_a_folder(folder, refused, tmp_path, capsys, link):
+    link(folder / "train/rgb/desk/2.png", folder / "train/rgb/bed/2.png")
+    said = refused(folder)
+    assert "bed/2: its file" in said
+    assert "desk/2: its file" in said
+    words = ("--data.root", folder, *FEEDING, "--data.on-error=skip", "--out", tmp_path / "set")
+    assert status("prepare", *words) == 0
+    assert "train: 7 samples; every stream present in all" in capsys.readouterr().out

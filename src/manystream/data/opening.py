@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -13,7 +13,7 @@ from manystream.data.pairing import mismatches, one_sided_classes
 from manystream.data.prepared import PreparedSource
 from manystream.data.problems import Problem, settling
 from manystream.data.source import Source, StreamSpec
-from manystream.data.sources.files import FileSource
+from manystream.data.sources.files import FileSource, file_key
 from manystream.data.sources.hints import StreamHints
 from manystream.data.sources.nyu_source import NyuSource
 from manystream.data.sources.scenes import SceneSource
@@ -25,6 +25,7 @@ from manystream.data.survey import Progress, Survey, presence_summary, survey
 from manystream.data.survey_cache import survey_once
 
 _SCENES_SURVEYED = 256
+_LEFT_OUT = "are left out"
 
 
 def identified(options: DataOptions, report: Report = print) -> DataOptions:
@@ -68,6 +69,8 @@ def open_split(
     """
     source = open_source(options, split, streams, classes, report)
     _check_pairing(source, split, "skip" if classes else options.on_error, report)
+    if isinstance(source, FileSource):
+        source = _one_label_each(source, options.on_error, report)
     if isinstance(source, PreparedSource):  # It was surveyed before it was written.
         _report_absences(source, split, report)
         return source, source.statistics
@@ -212,6 +215,31 @@ def _check_pairing(source: Source, split: str, on_error: OnError, report: Report
     settle(mismatches(source))
     for name, streams in one_sided_classes(source).items():
         report(f"{split}: class {name!r} has no image of {', '.join(streams)}")
+
+
+def _one_label_each(source: FileSource, on_error: OnError, report: Report) -> FileSource:
+    """The source without samples that share a file and not the label, if they are to be skipped."""
+    found = dict(sorted(_contradicted(source)))
+    settle = settling("samples with a file of another label", on_error, report, skipped=_LEFT_OUT)
+    settle([Problem(source.ids[i], reason) for i, reason in found.items()])
+    if not found:
+        return source
+    there = ((i, m) for i, m in source.present.nonzero().tolist() if i in found)
+    return source.without({source.path(i, m) for i, m in there})
+
+
+def _contradicted(source: FileSource) -> Iterator[tuple[int, str]]:
+    """Numbers of samples that share a file with one of another label, and what is wrong."""
+    having: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for i, m in source.present.nonzero().tolist():
+        if (key := file_key(source.path(i, m))) is not None:
+            having.setdefault(key, []).append((i, m))
+    labels = source.targets.tolist()
+    for images in having.values():
+        if len({labels[i] for i, _ in images}) > 1:
+            named = ", ".join(dict.fromkeys(source.classes[labels[i]] for i, _ in images))
+            for i, m in images:
+                yield i, f"its file {source.path(i, m)} has the labels {named}; expected one"
 
 
 def _report_absences(source: Source, split: str, report: Report) -> None:

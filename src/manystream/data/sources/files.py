@@ -162,6 +162,15 @@ class FileSource:
         self.present = torch.tensor([[f is not None for f in x.files] for x in self._samples])
 
 
+def file_key(file: Path) -> tuple[int, int] | None:
+    """The same for two paths if and only if they lead to one file; None if there is none."""
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
 def _stamp(file: Path) -> tuple[int, int]:
     try:
         status = file.stat()
