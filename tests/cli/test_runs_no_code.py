@@ -131,17 +131,6 @@ def test_what_was_imported_already_is_taken(here):
     assert FitOptions(optimizer=torch.optim.RAdam).optimizer is torch.optim.RAdam
 
 
-def test_a_configuration_names_no_python_file(here, capsys):
-    (here / "base.py").write_text(
-        "from pathlib import Path\nPath('it_ran').touch()\nBASELINES = {}\n"
-    )
-    (here / "c.yaml").write_text("baselines: base.py\nsteps: 1\n")
-    words = ("bench", "step", "--width=0.0625", "--image_size=[32,32]", "--device=cpu")
-    assert status(*words, "--config", "c.yaml", "--out", "out") == 2
-    assert "baselines is a Python file, which would be run" in capsys.readouterr().err
-    assert not (here / "it_ran").exists()
-
-
 def test_only_lightnings_loggers_are_built(here):
     (here / "c.yaml").write_text(
         yaml.safe_dump({"fit": {"loggers": {"os.system": {"command": "touch it_ran"}}}})

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields
 from typing import Any
 
 import yaml
 from jsonargparse import get_loader, set_loader
-
-from manystream.cli.options import BenchOptions
 
 MODE = "manystream"
 """Name of this reading among the parser's."""
 
 # By these keys jsonargparse builds whatever a value names, also where an option asks for no class.
 _BUILDS = {"class_path", "init_args", "dict_kwargs"}
-
-_BASELINES = next(field.default for field in fields(BenchOptions) if field.name == "baselines")
 
 
 def load_values(text: str) -> Any:
@@ -28,11 +23,6 @@ def load_values(text: str) -> Any:
     """
     values = get_loader("yaml")(text)
     check_keys(_keys(values))
-    if isinstance(values, Mapping) and values.get("baselines") not in (None, str(_BASELINES)):
-        raise ValueError(
-            "baselines is a Python file, which would be run; a configuration may not name one, "
-            "name it on the command line"
-        )
     return values
 
 
