@@ -1,18 +1,15 @@
 """Two processes against one: is it the same training, and how much faster.
 
-Run: torchrun --nproc-per-node 2 benchmarks/distributed.py --out FILE.json. With --small, tiny cases
-for two processes on a CPU.
+Run: torchrun --nproc-per-node 2 benchmarks/distributed.py
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from statistics import median
 from time import perf_counter
 
@@ -23,14 +20,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import manystream as ms
+from harness.cases import NUM_CLASSES, STREAMS, Case, blanked_in_turn, network_of, shrunk
+from harness.results import Row, device_tag, load, save
+from harness.script import parser_of
+from harness.timing import wait
 from manystream.layers import synchronise_norms
-from manystream.memory.bench import Row, save
 from manystream.training import average_gradients
 
-RESULTS = Path(__file__).parent / "results" / "distributed_h200.json"
-STREAMS, CLASSES = {"rgb": 3, "depth": 1}, 19
 FAMILIES = ("li_net3", "li_net3_soma", "direct_mixing_conv")
-BLANKED = 0.2
+CASE = Case(batch_size=128, steps=20)
 ROUNDS = 5
 
 PATTERNS = {
@@ -51,31 +49,28 @@ Step = Callable[[list[Tensor], Tensor, Tensor], None]
 MakeStep = Callable[[ms.StreamResNet], Step]
 
 
-@dataclass(frozen=True)
-class Size:
-    """How large the measured steps are."""
-
-    depth: int
-    width: float
-    batch_size: int
-    image_size: int
-    steps: int
-
-
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Compare, time, and let the first process save."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--small", action="store_true")
+    parser = parser_of(__doc__, f"distributed_{device_tag()}.json")
+    parser.add_argument("--small", action="store_true", help="tiny cases, to see that it runs")
     parser.add_argument("--torch-too", action="store_true", help="also torch's own SyncBatchNorm")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--commit")
-    options = parser.parse_args()
-    rows = [*_exactness(options.small, options.torch_too), *_speed(options.small)]
-    if dist.get_rank() == 0:
-        save(options.out, rows, **({"commit": options.commit} if options.commit else {}))
-        for row in rows:
-            print(row)
-    dist.barrier()
+    options = parser.parse_args(words)
+    if options.show is not None:
+        return show(load(options.show))
+    with _processes():
+        case = replace(shrunk(CASE) if options.small else CASE, device=str(_device()))
+        rows = [*_exactness(options.small, options.torch_too), *_speed(case)]
+        if dist.get_rank() == 0:
+            save(options.out, rows, options.commit)
+            show(rows)
+        dist.barrier()
+    return None
+
+
+def show(rows: Sequence[Row]) -> None:
+    """Print the rows."""
+    for row in rows:
+        print(row)
 
 
 def _exactness(small: bool, torch_too: bool) -> Iterator[Row]:
@@ -93,11 +88,12 @@ def _exactness(small: bool, torch_too: bool) -> Iterator[Row]:
 
 def _differences(family: str, present: Tensor, convert: Norms, image_size: int) -> Row:
     images, target = _batch(len(present), image_size, torch.float64)
-    expected = _network(family).double()
+    case = Case(family=family, width=0.25, device=str(_device()))
+    expected = _network(case).double()
     _loss(expected, images, present, target).backward()
     half = len(present) // 2
     own = slice(dist.get_rank() * half, (dist.get_rank() + 1) * half)
-    network = convert(_network(family).double())
+    network = convert(_network(case).double())
     try:
         together = _distributed(network)
         _loss(together, [x[own] for x in images], present[own], target[own]).backward()
@@ -109,12 +105,11 @@ def _differences(family: str, present: Tensor, convert: Norms, image_size: int) 
     }
 
 
-def _speed(small: bool) -> Iterator[Row]:
+def _speed(case: Case) -> Iterator[Row]:
     """Samples per second of one process alone, and of both.
 
     In graphs, gradients are averaged as ``fit`` does it, after the backward pass.
     """
-    size = Size(18, 0.125, 4, 32, 2) if small else Size(18, 1.0, 128, 224, 20)
     ways: dict[str, tuple[int, MakeStep]] = {
         "one": (1, _eager_step),
         "two": (2, lambda network: _eager_step(_distributed(network))),
@@ -125,7 +120,7 @@ def _speed(small: bool) -> Iterator[Row]:
     alone = math.nan
     for name, (processes, make_step) in ways.items():
         taking_part = dist.get_rank() < processes
-        rounds = _samples_per_second(size, make_step) if taking_part else []
+        rounds = _samples_per_second(case, make_step) if taking_part else []
         dist.barrier()
         if not taking_part:
             continue
@@ -135,9 +130,9 @@ def _speed(small: bool) -> Iterator[Row]:
             "kind": "speed",
             "name": name,
             "processes": processes,
-            "batch_size_each": size.batch_size,
-            "image_size": size.image_size,
-            "blanked": BLANKED,
+            "batch_size_each": case.batch_size,
+            "image_size": case.image_size[0],
+            "blanked": case.blanked,
             "samples_per_second": per_second,
             "range": [processes * min(rounds), processes * max(rounds)],
             "ratio_to_one": per_second / alone if dist.get_rank() == 0 else None,
@@ -170,41 +165,36 @@ def _graphed_step(network: ms.StreamResNet, *, average: bool = False) -> Step:
     return step
 
 
-def _samples_per_second(size: Size, make_step: MakeStep) -> list[float]:
+def _samples_per_second(case: Case, make_step: MakeStep) -> list[float]:
     """Of this process, in each round."""
-    network = _network("li_net3", size.depth, size.width)
+    network = _network(case)
     gradients = make_step(network)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
-    images, target = _batch(size.batch_size, size.image_size, torch.float32)
-    present = torch.ones(size.batch_size, 2, dtype=torch.bool)
-    touched = torch.arange(round(BLANKED * size.batch_size))
-    present[touched, touched % 2] = False
+    images, target = _batch(case.batch_size, case.image_size[0], torch.float32)
+    present = blanked_in_turn(case.batch_size, len(images), case.blanked)
 
     def step() -> None:
         optimizer.zero_grad()
         gradients(images, present, target)
         optimizer.step()
 
-    for _ in range(size.steps):
+    for _ in range(case.steps):
         step()
-    return [size.steps * size.batch_size / _seconds(step, size.steps) for _ in range(ROUNDS)]
+    return [case.steps * case.batch_size / _seconds(step, case.steps) for _ in range(ROUNDS)]
 
 
 def _seconds(step: Callable[[], None], steps: int) -> float:
-    _wait()
+    wait(_device())
     start = perf_counter()
     for _ in range(steps):
         step()
-    _wait()
+    wait(_device())
     return perf_counter() - start
 
 
-def _network(family: str, depth: int = 18, width: float = 0.25) -> ms.StreamResNet:
+def _network(case: Case) -> ms.StreamResNet:
     torch.manual_seed(0)
-    network = ms.create_model(
-        family, depth=depth, width=width, streams=STREAMS, num_classes=CLASSES
-    )
-    return network.to(_device())
+    return network_of(case)
 
 
 def _batch(size: int, image_size: int, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
@@ -213,7 +203,7 @@ def _batch(size: int, image_size: int, dtype: torch.dtype) -> tuple[list[Tensor]
         torch.randn(size, c, image_size, image_size, generator=generator, dtype=dtype)
         for c in STREAMS.values()
     ]
-    target = torch.arange(size) % CLASSES
+    target = torch.arange(size) % NUM_CLASSES
     return [x.to(_device()) for x in images], target.to(_device())
 
 
@@ -250,11 +240,6 @@ def _device() -> torch.device:
     return torch.device("cpu")
 
 
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
 @contextmanager
 def _processes() -> Iterator[None]:
     """Meet the other processes, and part."""
@@ -268,5 +253,4 @@ def _processes() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    with _processes():
-        main()
+    main()

@@ -1,20 +1,22 @@
 """Images per second by the way they are fed, and whether feeding keeps up with a training step.
 
-Writes JPEG and 16-bit PNG files of 640x480 into a temporary folder, and measures `manystream bench
-data` on them with and without modality dropout. With a GPU also the step of a ResNet-18 of two
-streams (bf16, batches of 128, replayed as a CUDA graph) with one batch that stays on the GPU, and
-fed from a prepared set.
+Every way takes its turn in each round; ratios are to a plain torch DataLoader that reads every
+file and augments on the CPU. Without --root, JPEG and 16-bit PNG files of 640x480 are written into
+a temporary folder, and a prepared set of them. With a GPU also the step of a ResNet-18 (bf16,
+replayed as a CUDA graph) is timed with one batch that stays there, and fed from the prepared set.
 
-Run: python benchmarks/feeding.py [--workers 2] [--samples 512] [--out FILE.json]
+Run: python benchmarks/feeding.py --workers 12; for data of your own:
+python benchmarks/feeding.py --root root [--prepared set]
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Generator, Iterator, Sequence
+from argparse import Namespace
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from statistics import median
@@ -26,61 +28,112 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 import manystream as ms
-from manystream.batch import StreamBatch
-from manystream.data.bench import FeedingCase, measure_feeding
+from harness.plain_loader import PlainDataset, plain_batches
+from harness.results import Row, device_tag, load, save
+from harness.script import parser_of
+from harness.tables import console, number, table_of
+from harness.timing import in_turns, spread, wait
+from manystream import StreamBatch
+from manystream.cli import main as manystream
 from manystream.data.dataset import StreamDataset
-from manystream.data.loaders import make_loader
-from manystream.data.opening import open_split
-from manystream.data.options import AugmentOn, DataOptions
-from manystream.data.prepared import PreparedSource, prepare_split
-from manystream.data.preprocessing import Preprocessing
+from manystream.data.loaders import make_loader, training_data
+from manystream.data.options import DataOptions
 from manystream.data.sampler import own_sampler
 from manystream.data.source import Source
 from manystream.data.sources.scenes import SceneSource
-from manystream.data.transforms import TrainTransform
-from manystream.memory.bench import save
 
-RESULTS = Path(__file__).parent / "results" / "feeding.json"
-HEIGHT, WIDTH, STORED, SHOWN = 480, 640, 256, 224
-BLANKED = (0.2, 0.0)
-BATCHES_PER_WORKER = 4  # they come in bursts, as many at once as there are workers
-PREPARED_ON: tuple[AugmentOn, ...] = ("device", "cpu")
-FEEDING_BATCH, STEP_BATCH, REPEATED = 64, 128, 32
+PLAIN = "plain DataLoader, files"
+HEIGHT, WIDTH, STORED = 480, 640, 256
+STEP_BATCH, REPEATED = 128, 32
+PLACES = {"cpu": "on the cpu", "gpu": "on the device"}
+"""Where whole images are augmented, by the accelerator that a loader is made for."""
+
+COLUMNS = {
+    "blanked": number("blanked", ".0%"),
+    "samples / s": number("samples_per_second", ".0f"),
+    "images / s": number("images_per_second", ".0f"),
+    "step, ms": number("step_ms", ".2f"),
+    "ratio": number("ratio", ".2f"),
+    "least": number("ratio_least", ".2f"),
+    "greatest": number("ratio_greatest", ".2f"),
+}
 
 
-def main() -> None:
-    """Measure, print and keep the result."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--samples", type=int, default=512)
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each way")
-    parser.add_argument("--commit", help="commit of the code, where git cannot say")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    arguments = parser.parse_args()
-    with TemporaryDirectory() as folder:
-        root = Path(folder)
-        write_files(root / "files", arguments.samples)
-        options = DataOptions(
-            root=root / "files",
-            image_size=SHOWN,
-            batch_size=FEEDING_BATCH,
-            num_workers=arguments.workers,
+@dataclass(frozen=True)
+class Feeding:
+    """What is fed, and how.
+
+    Attributes:
+        files: images that have to be decoded, and how they are transformed.
+        prepared: the same images as memory-mapped arrays; None if there are none.
+        plain: the files as people read them without this package.
+        options: size of the batches, and workers.
+        device: where batches go.
+    """
+
+    files: StreamDataset
+    prepared: StreamDataset | None
+    plain: PlainDataset
+    options: DataOptions
+    device: torch.device
+
+    @classmethod
+    def of(cls, options: DataOptions, prepared: Path | None, times: int = 1) -> Feeding:
+        """Open the training split of the files and of the prepared set.
+
+        Args:
+            options: where the files are, and how they are fed.
+            prepared: folder of the prepared set.
+            times: how often each sample is in an epoch, so that it is as long as a real one's.
+        """
+        data = training_data(options, accelerator="cpu")
+        plain = PlainDataset(
+            Repeated(_dataset(data.train).source, times), data.preprocessing, options.augment
         )
-        rows: list[dict[str, Any]] = []
-        for measured in measure(options, root / "set", arguments.samples, arguments.rounds):
-            rows += measured
-            save(arguments.out, rows, **({"commit": arguments.commit} if arguments.commit else {}))
-    show(rows)
-    print(arguments.out)
+        rows = None
+        if prepared is not None:
+            opened = training_data(replace(options, root=prepared, format=None), accelerator="cpu")
+            rows = _repeated(_dataset(opened.train), RepeatedRows, times)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        files = _repeated(_dataset(data.train), Repeated, times)
+        return cls(files, rows, plain, options, device)
+
+    def ways(self, blanked: float) -> dict[str, Iterator[Tensor]]:
+        """Return what feeds for ever, by name; the first is the baseline.
+
+        Args:
+            blanked: probability that a sample loses a stream to modality dropout.
+
+        Returns:
+            Iterators that give the streams that each batch keeps, (B, M), as it arrives.
+        """
+        ways = {PLAIN: plain_batches(self.plain, self.options, blanked, self.device)}
+        ours = {"files": self.files} | ({"prepared": self.prepared} if self.prepared else {})
+        for name, dataset in ours.items():
+            for accelerator in self.accelerators:
+                loader = make_loader(dataset, self.options, shuffle=True, accelerator=accelerator)
+                ways[f"ours, {name}, {PLACES[accelerator]}"] = self._masks(loader, blanked)
+        return ways
+
+    @property
+    def accelerators(self) -> tuple[str, ...]:
+        """Where images may be augmented."""
+        return ("cpu", "gpu") if self.device.type == "cuda" else ("cpu",)
+
+    def _masks(self, loader: Any, blanked: float) -> Iterator[Tensor]:
+        sampler = own_sampler(loader)
+        assert sampler is not None
+        if blanked > 0:
+            sampler.select = ms.ModalityDropout(sampler.present.shape[1], blanked).draw
+        for batch in forever(loader):
+            yield batch.to(self.device).presence.mask
 
 
 class Repeated:
-    """A source many times over, so that an epoch is as long as that of a real data set.
+    """A source many times over.
 
     Args:
         source: the source.
@@ -94,53 +147,214 @@ class Repeated:
         self.targets, self.present = source.targets.repeat(times), source.present.repeat(times, 1)
 
     def read(self, index: int, stream: int) -> np.ndarray:
-        """One image."""
+        """Read one image."""
         return self._source.read(index % self._length, stream)
 
 
 class RepeatedRows(Repeated):
     """The same of a prepared set, which is read by whole batches."""
 
-    _source: PreparedSource
+    _source: Any
 
     def read_many(self, indices: Sequence[int], stream: int, *, pinned: bool = False) -> Tensor:
-        """Images of several samples."""
+        """Read images of several samples."""
         rows = [index % self._length for index in indices]
-        return self._source.read_many(rows, stream, pinned=pinned)
+        images: Tensor = self._source.read_many(rows, stream, pinned=pinned)
+        return images
 
 
-def measure(
-    options: DataOptions, root: Path, samples: int, rounds: int
-) -> Iterator[list[dict[str, Any]]]:
-    """Rows of the fed step, then of every way to feed at every rate of dropout."""
-    files, statistics = open_split(options, "train")
-    size = (STORED, STORED)
-    prepare_split(files, statistics, root, "train", size=size, num_workers=options.num_workers)
-    prepared = RepeatedRows(PreparedSource(root, "train"), REPEATED)
-    files, samples = Repeated(files, REPEATED), samples * REPEATED
-    preprocessing = Preprocessing(SHOWN, files.streams, statistics)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cuda":
-        fed = replace(options, batch_size=STEP_BATCH)
-        yield step_rows(prepared, preprocessing, fed, rounds, device)
-    for blanked in BLANKED:
-        case = FeedingCase(files, prepared, preprocessing, options, samples, blanked, device)
-        measured = measure_feeding(
-            case.ways(),
-            batches=BATCHES_PER_WORKER * max(options.num_workers, 1),
-            rounds=rounds,
-            ahead=2 * options.num_workers + 1,
-            device=device,
+def main(words: Sequence[str] | None = None) -> None:
+    """Measure, print and keep the result."""
+    parser = parser_of(__doc__, f"feeding_{device_tag()}.json")
+    parser.add_argument("--root", type=Path, help="a data set of your own")
+    parser.add_argument("--prepared", type=Path, help="the same, as `manystream prepare` wrote it")
+    parser.add_argument("--streams", nargs="+", help="streams to read (all)")
+    parser.add_argument("--image-size", type=int, default=224, help="pixels (224)")
+    parser.add_argument("--batch-size", type=int, default=64, help="samples (64)")
+    parser.add_argument("--workers", type=int, default=2, help="processes that read (2)")
+    parser.add_argument("--samples", type=int, default=512, help="files to write, no root (512)")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each way (5)")
+    parser.add_argument(
+        "--batches", type=int, default=4, help="batches of a turn for each worker (4)"
+    )
+    parser.add_argument(
+        "--blanked",
+        type=float,
+        nargs="+",
+        default=[0.2, 0.0],
+        help="probabilities that a sample loses a stream (0.2 0)",
+    )
+    options = parser.parse_args(words)
+    show(load(options.show) if options.show else measure_all(options))
+
+
+def measure_all(options: Namespace) -> list[Row]:
+    """Open what is fed, measure it, and save after each part."""
+    rows: list[Row] = []
+    with TemporaryDirectory(prefix="manystream-") as folder:
+        for measured in measure(opened(options, Path(folder)), options):
+            rows += measured
+            save(options.out, rows, options.commit)
+    return rows
+
+
+def opened(options: Namespace, folder: Path) -> Feeding:
+    """Open the user's data, or what is written and prepared in a folder."""
+    data = DataOptions(
+        root=options.root or folder / "files",
+        streams=options.streams,
+        image_size=options.image_size,
+        batch_size=options.batch_size,
+        num_workers=options.workers,
+    )
+    if options.root is not None:
+        return Feeding.of(data, options.prepared)
+    write_files(folder / "files", options.samples)
+    words = ["--out", str(folder / "set"), "--size", str(STORED)]
+    words += ["--data.root", str(data.root), "--data.num_workers", str(options.workers)]
+    if manystream(["prepare", *words]) != 0:
+        raise RuntimeError("the files could not be prepared")
+    return Feeding.of(data, folder / "set", REPEATED)
+
+
+def measure(feeding: Feeding, options: Namespace) -> Iterator[list[Row]]:
+    """Yield rows of the fed step on a GPU, then of every way to feed at every rate of dropout."""
+    if feeding.device.type == "cuda" and feeding.prepared is not None:
+        yield step_rows(feeding, options.rounds)
+    for blanked in options.blanked:
+        rows = measure_ways(
+            feeding.ways(blanked),
+            batches=options.batches * max(options.workers, 1),
+            rounds=options.rounds,
+            prefetched=2 * options.workers + 1,
+            device=feeding.device,
         )
-        yield [{**row, "blanked": blanked, "workers": options.num_workers} for row in measured]
+        yield [{**row, "blanked": blanked, "workers": options.workers} for row in rows]
+
+
+def measure_ways(
+    ways: Mapping[str, Iterator[Tensor]],
+    *,
+    batches: int,
+    rounds: int,
+    prefetched: int,
+    device: torch.device,
+) -> list[Row]:
+    """Let each way feed in turn, and compare them with the first.
+
+    Args:
+        ways: what feeds, by name.
+        batches: batches that are timed in each turn.
+        rounds: turns of each way.
+        prefetched: batches that workers may have ready when a turn begins; they are not timed.
+        device: where batches go.
+
+    Returns:
+        A row for each way: medians of samples and images per second, and of the ratio to the first
+        way in the same round, each with its least and greatest.
+    """
+    images: dict[str, list[float]] = {name: [] for name in ways}
+
+    def turn(name: str, way: Iterator[Tensor]) -> float:
+        for _ in range(prefetched):
+            next(way)
+        wait(device)
+        start = perf_counter()
+        masks = [next(way) for _ in range(batches)]
+        wait(device)
+        seconds = perf_counter() - start
+        images[name].append(sum(int(mask.sum()) for mask in masks) / seconds)
+        return sum(map(len, masks)) / seconds
+
+    samples = in_turns({name: partial(turn, name, way) for name, way in ways.items()}, rounds)
+    baseline = next(iter(samples.values()))
+    return [
+        {
+            "name": name,
+            **spread("samples_per_second", samples[name]),
+            **spread("images_per_second", images[name]),
+            **spread("ratio", [a / b for a, b in zip(samples[name], baseline, strict=True)]),
+        }
+        for name in ways
+    ]
+
+
+def step_rows(feeding: Feeding, rounds: int) -> list[Row]:
+    """Time a step with a batch that stays, in turns with each place to augment what feeds it."""
+    assert feeding.prepared is not None
+    options = replace(feeding.options, batch_size=STEP_BATCH)
+    streams = {spec.name: spec.channels for spec in feeding.prepared.source.streams}
+    step = TrainingStep(streams, len(feeding.prepared.source.classes), feeding.device)
+    alone: list[float] = []
+    rows = []
+    for accelerator in reversed(feeding.accelerators):
+        loader = make_loader(feeding.prepared, options, shuffle=True, accelerator=accelerator)
+        # The workers of one way end before those of the next begin.
+        with closing(forever(loader)) as fed:
+            stays = cycle([next(fed).to(feeding.device)])
+            ways = {"stays": stays, "fed": fed}
+            workers = options.num_workers
+            times = in_turns(
+                {n: partial(step.time_ms, b, workers) for n, b in ways.items()}, rounds
+            )
+        alone += times["stays"]
+        ratios = [a / b for a, b in zip(times["fed"], times["stays"], strict=True)]
+        name = f"step, prepared, {PLACES[accelerator]}"
+        rows.append({"name": name, **spread("step_ms", times["fed"]), "ratio": median(ratios)})
+    first = {"name": "step, batch stays", **spread("step_ms", alone), "ratio": 1.0}
+    return [{**row, "workers": options.num_workers} for row in (first, *rows)]
+
+
+class TrainingStep:
+    """A step of a ResNet-18 in bf16, replayed from CUDA graphs.
+
+    Args:
+        streams: channels of each stream by name.
+        num_classes: number of classes.
+        device: where it runs.
+    """
+
+    def __init__(self, streams: Mapping[str, int], num_classes: int, device: torch.device) -> None:
+        model = ms.create_model(streams=streams, num_classes=num_classes).to(device)
+        self._optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, fused=True)
+        self._graphed = ms.GraphedStep(model, F.cross_entropy)
+        self._device = device
+
+    def __call__(self, batch: StreamBatch) -> None:
+        """Take the step."""
+        with torch.autocast(self._device.type, torch.bfloat16):
+            loss, _ = self._graphed(batch)
+        loss.backward()
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+
+    def time_ms(self, batches: Iterator[StreamBatch], workers: int) -> float:
+        """Return milliseconds of a step, when what workers had ready is used up."""
+        for _ in range(2 * workers + 1):
+            self(next(batches).to(self._device))
+        wait(self._device)
+        start, steps = perf_counter(), 8 * max(workers, 1)
+        for _ in range(steps):
+            self(next(batches).to(self._device))
+        wait(self._device)
+        return (perf_counter() - start) / steps * 1e3
+
+
+def forever(loader: Any) -> Generator[StreamBatch]:
+    """Yield batches of one epoch after the other."""
+    sampler = own_sampler(loader)
+    assert sampler is not None
+    while True:
+        yield from loader
+        sampler.epoch += 1
 
 
 def write_files(root: Path, number: int) -> None:
-    """Rendered scenes, enlarged to the size and with the noise of a sensor's images."""
+    """Write rendered scenes, enlarged to the size and with the noise of a sensor's images."""
     scenes = SceneSource(min(number, 96), 128)
     images = [[scenes.read(index, stream) for stream in (0, 1)] for index in range(len(scenes.ids))]
 
-    def write(index: int) -> None:
+    def write(split: str, index: int) -> None:
         rng, chosen = np.random.default_rng(index), index % len(images)
         name = scenes.classes[int(scenes.targets[chosen])]
         for spec, pixels, suffix in zip(
@@ -148,113 +362,28 @@ def write_files(root: Path, number: int) -> None:
         ):
             large = np.asarray(Image.fromarray(pixels.squeeze()).resize((WIDTH, HEIGHT)))
             noisy = (large + rng.integers(-4, 5, large.shape)).clip(0, np.iinfo(pixels.dtype).max)
-            path = root / "train" / spec.name / name / f"{index}.{suffix}"
+            path = root / split / spec.name / name / f"{index}.{suffix}"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(noisy.astype(pixels.dtype)).save(path)
 
     with ThreadPoolExecutor() as pool:
-        list(pool.map(write, range(number)))
+        list(pool.map(partial(write, "train"), range(number)))
+        list(pool.map(partial(write, "val"), range(12)))
 
 
-def step_rows(
-    source: Source,
-    preprocessing: Preprocessing,
-    options: DataOptions,
-    rounds: int,
-    device: torch.device,
-) -> list[dict[str, Any]]:
-    """Milliseconds of a step with a batch that stays, in turns with each way to feed it."""
-    step = training_step(len(source.classes), device)
-    alone: list[float] = []
-    rows = []
-    for augment_on in PREPARED_ON:
-        fed = replace(options, augment_on=augment_on)
-        dataset = StreamDataset(source, TrainTransform(preprocessing))
-        # The workers of one way end before those of the next begin.
-        with closing(forever(make_loader(dataset, fed, shuffle=True))) as feeding:
-            stays = cycle([next(feeding).to(device)])
-            pairs = [
-                [
-                    time_steps(step, batches, options.num_workers, device)
-                    for batches in (stays, feeding)
-                ]
-                for _ in range(rounds)
-            ]
-        alone += [own for own, _ in pairs]
-        name = f"step, prepared, on the {augment_on}"
-        ratios = [taken / own for own, taken in pairs]
-        rows.append(step_row(name, [taken for _, taken in pairs], ratios, options.num_workers))
-    return [step_row("step, batch stays", alone, [1.0], options.num_workers), *rows]
-
-
-def step_row(name: str, times: list[float], ratios: list[float], workers: int) -> dict[str, Any]:
-    """What is kept of a way to feed a step."""
-    return {
-        "name": name,
-        "workers": workers,
-        "step_ms": median(times),
-        "step_ms_least": min(times),
-        "step_ms_greatest": max(times),
-        "ratio": median(ratios),
-    }
-
-
-def forever(loader: Any) -> Generator[StreamBatch]:
-    """Batches of one epoch after the other."""
-    while True:
-        yield from loader
-        sampler = own_sampler(loader)
-        assert sampler is not None
-        sampler.epoch += 1
-
-
-def training_step(num_classes: int, device: torch.device) -> Callable[[StreamBatch], None]:
-    """A step of a ResNet-18 in bf16, replayed from CUDA graphs."""
-    model = ms.create_model(streams={"rgb": 3, "depth": 1}, num_classes=num_classes).to(device)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, fused=True)
-    graphed = ms.GraphedStep(model, F.cross_entropy)
-
-    def step(batch: StreamBatch) -> None:
-        with torch.autocast(device.type, torch.bfloat16):
-            loss, _ = graphed(batch)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
-
-
-def time_steps(
-    step: Callable[[StreamBatch], None],
-    batches: Iterator[StreamBatch],
-    workers: int,
-    device: torch.device,
-) -> float:
-    """Milliseconds of a step, when what workers had ready is used up, over some turns of each."""
-    for _ in range(2 * workers + 1):
-        step(next(batches).to(device))
-    wait(device)
-    start, steps = perf_counter(), 8 * max(workers, 1)
-    for _ in range(steps):
-        step(next(batches).to(device))
-    wait(device)
-    return (perf_counter() - start) / steps * 1e3
-
-
-def wait(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
-def show(rows: list[dict[str, Any]]) -> None:
+def show(rows: Sequence[Row]) -> None:
     """Print the rows."""
-    table = Table("", "blanked", "samples / s", "images / s", "step, ms", "ratio")
-    for row in rows:
-        numbers = [row.get(key) for key in ("samples_per_second", "images_per_second", "step_ms")]
-        shown = ["" if value is None else f"{value:.1f}" for value in numbers]
-        table.add_row(row["name"], str(row.get("blanked", "")), *shown, f"{row['ratio']:.2f}")
-    Console().print(table)
+    console.print(table_of(rows, COLUMNS, caption=f"ratios to: {PLAIN}"))
+
+
+def _dataset(loader: Any) -> StreamDataset:
+    dataset = loader.dataset
+    assert isinstance(dataset, StreamDataset)
+    return dataset
+
+
+def _repeated(dataset: StreamDataset, kind: type[Repeated], times: int) -> StreamDataset:
+    return StreamDataset(kind(dataset.source, times), dataset.transform)
 
 
 if __name__ == "__main__":

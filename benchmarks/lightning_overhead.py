@@ -1,33 +1,33 @@
 """What training through Lightning costs per step, beside a loop written by hand.
 
-Run: python benchmarks/lightning_overhead.py. Rounds of both alternate in one process; a round is a
-run of one epoch, of which the first steps are left out.
+Rounds of all alternate in one process; a round is a run of one epoch, of which the first steps are
+left out. Run: python benchmarks/lightning_overhead.py
 """
 
 from __future__ import annotations
 
-import argparse
 import tempfile
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from statistics import median, quantiles
 from time import perf_counter
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 import manystream as ms
+from harness.cases import NUM_CLASSES, STREAMS
+from harness.results import Row, load, save
+from harness.script import parser_of
+from harness.tables import Cell, console, number, table_of
+from harness.timing import in_turns
 from manystream.classifier import StreamClassifier
-from manystream.memory.bench import save
 
-RESULTS = Path(__file__).parent / "results" / "lightning_overhead.json"
-STREAMS, CLASSES = {"rgb": 3, "depth": 1}, 19
 WARM_UP = 10
 REFERENCE = "loop by hand"
 
@@ -58,10 +58,9 @@ class Clocked:
 
 
 def by_hand(model: StreamClassifier, loader: Clocked) -> None:
-    """The least that trains: AdamW, a schedule, the loss and the accuracy of the epoch."""
+    """Do the least that trains: AdamW, a schedule, the loss and the accuracy of the epoch."""
     optimizer = AdamW(model.parameters(), lr=1e-3)
     schedule = LambdaLR(optimizer, lambda step: 1 - step / (2 * len(loader)))
-    model.train()
     total_loss, right = torch.zeros(()), torch.zeros((), dtype=torch.int64)
     for rgb, depth, target in loader:
         logits = model([rgb, depth])
@@ -75,12 +74,12 @@ def by_hand(model: StreamClassifier, loader: Clocked) -> None:
 
 
 def by_fit(model: StreamClassifier, loader: Clocked) -> None:
-    """``fit`` without a folder."""
+    """Call ``fit`` without a folder."""
     model.fit(loader, epochs=1, accelerator="cpu", progress=False)
 
 
 def by_fit_with_logs(model: StreamClassifier, loader: Clocked) -> None:
-    """``fit`` with checkpoints, TensorBoard and CSV."""
+    """Call ``fit`` with checkpoints, TensorBoard and CSV."""
     with tempfile.TemporaryDirectory() as folder:
         model.fit(loader, epochs=1, accelerator="cpu", progress=False, out_dir=folder)
 
@@ -92,39 +91,56 @@ WAYS: dict[str, Callable[[StreamClassifier, Clocked], None]] = {
 }
 
 
-def main() -> None:
+def _range(key: str, spec: str) -> Cell:
+    return lambda row: " to ".join(format(value, spec) for value in row[key])
+
+
+COLUMNS = {
+    "step, ms": number("step_ms", ".2f"),
+    "quartiles": _range("step_ms_quartiles", ".2f"),
+    "ratio": number("ratio", ".3f"),
+    "range over rounds": _range("ratio_range", ".3f"),
+}
+
+
+def main(words: Sequence[str] | None = None) -> None:
     """Measure, print and save."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=110)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--image-size", type=int, default=64)
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    options = parser.parse_args()
+    parser = parser_of(__doc__, "lightning_overhead.json")
+    parser.add_argument("--rounds", type=int, default=7, help="epochs of each way (7)")
+    parser.add_argument("--steps", type=int, default=110, help="steps of an epoch (110)")
+    parser.add_argument("--batch-size", type=int, default=32, help="samples (32)")
+    parser.add_argument("--image-size", type=int, default=64, help="pixels (64)")
+    options = parser.parse_args(words)
+    rows = load(options.show) if options.show else measure(options)
+    console.print(table_of(rows, COLUMNS, caption=f"against {REFERENCE}"))
+    if not options.show:
+        save(options.out, rows, options.commit)
+
+
+def measure(options: Namespace) -> list[Row]:
+    """Run all ways in turn."""
     torch.set_num_threads(1)
     batches = make_batches(options.steps, options.batch_size, options.image_size)
     steps: dict[str, list[float]] = {name: [] for name in WAYS}
-    ratios: dict[str, list[float]] = {name: [] for name in WAYS}
-    for _ in range(options.rounds):
-        measured = {name: run(way, batches) for name, way in WAYS.items()}
-        for name, step_ms in measured.items():
-            steps[name] += step_ms
-            ratios[name].append(median(step_ms) / median(measured[REFERENCE]))
-    rows = [describe(name, steps[name], ratios[name], options) for name in WAYS]
-    print_table(rows)
-    save(options.out, rows)
-    print(options.out)
+
+    def epoch(name: str) -> float:
+        taken = run(WAYS[name], batches)
+        steps[name] += taken
+        return median(taken)
+
+    medians = in_turns({name: partial(epoch, name) for name in WAYS}, options.rounds)
+    return [_row(name, steps[name], medians, options) for name in WAYS]
 
 
 def make_batches(steps: int, batch_size: int, image_size: int) -> list[Batch]:
-    """The same few batches of noise, over and over."""
+    """Make a few batches of noise, and repeat them."""
     generator = torch.Generator().manual_seed(0)
     size = (image_size, image_size)
     few = [
         (
             torch.randn(batch_size, 3, *size, generator=generator),
             torch.randn(batch_size, 1, *size, generator=generator),
-            torch.randint(CLASSES, (batch_size,), generator=generator),
+            torch.randint(NUM_CLASSES, (batch_size,), generator=generator),
         )
         for _ in range(4)
     ]
@@ -132,19 +148,18 @@ def make_batches(steps: int, batch_size: int, image_size: int) -> list[Batch]:
 
 
 def run(way: Callable[[StreamClassifier, Clocked], None], batches: Sequence[Batch]) -> list[float]:
-    """Time of each step of a fresh, small network."""
+    """Return the time of each step of a fresh, small network."""
     torch.manual_seed(0)
-    model = ms.create_model(streams=STREAMS, num_classes=CLASSES, width=0.125)
     loader = Clocked(batches)
-    way(model, loader)
+    way(ms.create_model(streams=STREAMS, num_classes=NUM_CLASSES, width=0.125), loader)
     return loader.step_ms
 
 
-def describe(
-    name: str, step_ms: list[float], ratios: list[float], options: argparse.Namespace
-) -> dict[str, object]:
-    """One row of the result."""
+def _row(
+    name: str, step_ms: Sequence[float], medians: dict[str, list[float]], options: Namespace
+) -> Row:
     low, middle, high = quantiles(step_ms, n=4)
+    ratios = [a / b for a, b in zip(medians[name], medians[REFERENCE], strict=True)]
     return {
         "name": name,
         "batch_size": options.batch_size,
@@ -156,28 +171,6 @@ def describe(
         "ratio": median(ratios),
         "ratio_range": [min(ratios), max(ratios)],
     }
-
-
-def print_table(rows: Sequence[dict[str, object]]) -> None:
-    """Print the rows."""
-    table = Table("", "step, ms", "quartiles", "ratio", "range over rounds")
-    for row in rows:
-        cells = [row["step_ms"], *_pair(row["step_ms_quartiles"]), row["ratio"]]
-        cells += _pair(row["ratio_range"])
-        step, low, high, ratio, least, most = cells
-        table.add_row(
-            str(row["name"]),
-            f"{step:.2f}",
-            f"{low:.2f} to {high:.2f}",
-            f"{ratio:.3f}",
-            f"{least:.3f} to {most:.3f}",
-        )
-    Console().print(table)
-
-
-def _pair(values: object) -> list[float]:
-    assert isinstance(values, list)
-    return values
 
 
 if __name__ == "__main__":

@@ -5,54 +5,47 @@ Counts, not timings, so any machine gives the same figures. Run: python benchmar
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-import manystream as ms
+from harness.cases import Case, blanked_in_turn, network_of
+from harness.results import Row, load, save
+from harness.script import parser_of
+from harness.tables import console, number, table_of
 from manystream.memory import kept_bytes
-from manystream.memory.bench import save
 
-RESULTS = Path(__file__).parent / "results" / "presence.json"
-BATCH, SIZE = 20, 96
+CASE = Case(batch_size=20, image_size=(96, 96), device="cpu")
 SHARES = (0.0, 0.2, 0.5)
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Measure a ResNet-18 with two streams, and keep the result."""
-    rows = [measure(share) for share in SHARES]
+    options = parser_of(__doc__, "presence.json").parse_args(words)
+    rows = load(options.show) if options.show else [measure(CASE, share) for share in SHARES]
     full = rows[0]
-    table = Table(
-        "blanked", "rows left", "kept for backward", "ratio", "stream conv FLOPs", "ratio"
-    )
-    for row in rows:
-        table.add_row(
-            f"{row['blanked']:.0%}",
-            f"{row['rows_left']:.0%}",
-            f"{row['kept_bytes'] / 2**20:.1f} MiB",
-            f"{row['kept_bytes'] / full['kept_bytes']:.3f}",
-            f"{row['stream_flops'] / 1e9:.2f} G",
-            f"{row['stream_flops'] / full['stream_flops']:.3f}",
-        )
-    Console().print(table)
-    save(RESULTS, rows)
-    print(RESULTS)
+    columns = {
+        "rows left": number("rows_left", ".0%"),
+        "kept for backward, MiB": number("kept_bytes", ".1f", 2**-20),
+        "against all": number("kept_bytes", ".3f", 1 / full["kept_bytes"]),
+        "stream conv GFLOPs": number("stream_flops", ".2f", 1e-9),
+        "of all": number("stream_flops", ".3f", 1 / full["stream_flops"]),
+    }
+    console.print(table_of(rows, columns, name=lambda row: f"{row['blanked']:.0%} blanked"))
+    if not options.show:
+        save(options.out, rows, options.commit)
 
 
-def measure(share: float) -> dict[str, float]:
-    """Blank that share of the samples, each in one of two streams in turn."""
-    model = ms.create_model(streams={"rgb": 3, "depth": 1}, num_classes=19)
-    images = [torch.randn(BATCH, channels, SIZE, SIZE) for channels in (3, 1)]
-    present = torch.ones(BATCH, 2, dtype=torch.bool)
-    touched = torch.arange(round(share * BATCH))
-    present[touched, touched % 2] = False
-    batch = model.to_batch(images, present)
-    lives = [*model.parameters(), *model.buffers(), *batch.streams]
+def measure(case: Case, share: float) -> Row:
+    """Blank that share of the samples, each in one of the streams in turn."""
+    network = network_of(case)
+    images = [torch.randn(case.batch_size, c, *case.image_size) for c in case.streams.values()]
+    present = blanked_in_turn(case.batch_size, len(images), share)
+    batch = network.to_batch(images, present)
+    lives = [*network.parameters(), *network.buffers(), *batch.streams]
     with FlopCounterMode(display=False) as counter:
-        kept = kept_bytes(lambda: model(batch), exclude=lives)
+        kept = kept_bytes(lambda: network(batch), exclude=lives)
     flops = counter.get_flop_counts()
     return {
         "blanked": share,

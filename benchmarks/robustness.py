@@ -6,25 +6,24 @@ alone can tell half of the classes and depth alone a third. Run: python benchmar
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterable, Sequence
+from argparse import Namespace
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader, TensorDataset
 
 import manystream as ms
+from harness.results import Row, load, save
+from harness.script import parser_of
+from harness.tables import console
 from manystream.data.loaders import training_data
 from manystream.data.options import DataOptions
-from manystream.memory.bench import save
 from manystream.training import FitOptions, evaluate_subsets
 
-RESULTS = Path(__file__).parent / "results" / "robustness.json"
 DATA = DataOptions(image_size=64, num_scenes=3000, augment=False, num_workers=0)
 WIDTH = 0.125
 WITHOUT = FitOptions(epochs=30, learning_rate=3e-3, accelerator="cpu", progress=False)
@@ -37,27 +36,32 @@ WITH = replace(
 )
 TRAININGS = {"without modality dropout": WITHOUT, "with progressive modality dropout": WITH}
 
-Row = dict[str, Any]
-"""One network: its training, its seed, and mean class accuracy by the streams that are left."""
 
-
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Train, print the table, keep the numbers."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=5, help="networks of each kind")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="file for the numbers")
-    arguments = parser.parse_args()
+    parser = parser_of(__doc__, "robustness.json")
+    parser.add_argument("--seeds", type=int, default=5, help="networks of each kind (5)")
+    options = parser.parse_args(words)
     torch.set_num_threads(1)  # so small a network gains nothing from more
-    rows = []
-    for row in train_all(range(arguments.seeds)):
+    console.print(table_of(load(options.show) if options.show else measure_all(options)))
+
+
+def measure_all(options: Namespace) -> list[Row]:
+    """Train all networks, and save after each."""
+    rows: list[Row] = []
+    for row in train_all(range(options.seeds)):
         rows.append(row)
         print(row["training"], f"seed {row['seed']}", row["mean_class_accuracy"], flush=True)
-        save(arguments.out, rows)
-    Console().print(table_of(rows))
+        save(options.out, rows, options.commit)
+    return rows
 
 
-def train_all(seeds: Iterable[int]) -> Iterable[Row]:
-    """Train a network of each kind for every seed; the scenes are the same for all."""
+def train_all(seeds: Iterable[int]) -> Iterator[Row]:
+    """Train a network of each kind for every seed; the scenes are the same for all.
+
+    Yields:
+        Of each its training, its seed, and mean class accuracy by the streams that are left.
+    """
     data = training_data(DATA)
     train, val = in_memory(data.train, shuffle=True), in_memory(data.val)
     for seed in seeds:
@@ -81,7 +85,7 @@ def train_all(seeds: Iterable[int]) -> Iterable[Row]:
 
 
 def in_memory(loader: DataLoader[Any], *, shuffle: bool = False) -> DataLoader[Any]:
-    """The samples of a loader of ours, rendered once instead of in every epoch."""
+    """Hold the samples of a loader of ours, rendered once instead of in every epoch."""
     samples = [loader.dataset[i] for i in range(len(loader.dataset))]  # type: ignore[arg-type]
     streams = [torch.stack(images) for images in zip(*(s.streams for s in samples), strict=True)]
     target = torch.tensor([sample.target for sample in samples])
@@ -91,7 +95,7 @@ def in_memory(loader: DataLoader[Any], *, shuffle: bool = False) -> DataLoader[A
 
 
 def table_of(rows: Sequence[Row]) -> Table:
-    """Mean and standard deviation over the seeds, by training and streams that are left."""
+    """Show mean and standard deviation over the seeds, by training and streams that are left."""
     subsets = list(rows[0]["mean_class_accuracy"])
     seeds = len({row["seed"] for row in rows})
     table = Table("streams present", caption=f"mean class accuracy, mean ± spread of {seeds} seeds")

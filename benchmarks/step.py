@@ -1,92 +1,166 @@
 """Time of a training step: memory modes, eager and in CUDA graphs, beside what users run instead.
 
-All ways of a group run in one process. Run on a GPU: python benchmarks/step.py --out FILE.json
+All ways of a group run in one process; beside them stand the least time that the operations need
+on this machine, and the time by kind of kernel. Run on a GPU: python benchmarks/step.py; a network
+of your own: python benchmarks/step.py --depth 50 --streams rgb=3 infrared=1 --batch-size 64
 """
 
 from __future__ import annotations
 
-import argparse
-import re
-import time
-from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any
 
-from rich.console import Console
+import torch
+from rich.table import Table
 
-from cases import BASELINES, HERE, THREE, TWO, case_of, wider
-from manystream.memory.bench import REFERENCE, Row, save
-from manystream.memory.case import Case
-from manystream.speed.bench import (
-    Way,
-    kinds_table,
-    measure_ways,
-    table_of,
-    ways_of,
-    with_ratios,
-)
+from harness.cases import Case, baselines, blanked_in_turn, modes
+from harness.kernels import kernel_times
+from harness.results import Row, device_tag
+from harness.roofline import Ceilings, roofline_of
+from harness.script import Groups, add_group_options, groups_of, parser_of, run_groups
+from harness.tables import REFERENCE, console, label, number, step, table_of
+from harness.timing import step_times, times_ms
+from harness.workload import Loss, Workload
+from manystream.functional.kernels.dispatch import launches_are_free
 
-COMPARED = ("masked in-place", "plain (dropout off)")
-MODES = ("fast", "balanced", "lean")
-MAIN = ("ResNet-18 B32", "ResNet-18 B128", "ResNet-50 B32")
-"""Groups that are measured eagerly too; the others in graphs, beside masked execution."""
+COMPARED = (REFERENCE, "plain (dropout off)")
+PUBLISHED_MODES = ("fast", "balanced", "lean")
+
+COLUMNS = {
+    "step, ms": step,
+    "speed": number("speedup", ".2f"),
+    "roofline, ms": number("roofline_ms", ".2f"),
+    "of roofline": lambda row: (
+        f"{row['step_ms'] / row['roofline_ms']:.2f}" if "roofline_ms" in row else ""
+    ),
+}
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Measure all groups, and save after each."""
-    options = _options()
-    console, rows, started = Console(width=150), list[Row](), time.monotonic()
-    changes = {"commit": options.commit} if options.commit else {}
-    for group, ways in groups(options.small, options.steps).items():
-        if not re.search(options.only, group):
-            continue
-        if time.monotonic() - started > options.seconds:
-            break
-        measured = with_ratios([{"group": group, **row} for row in measure_ways(ways)])
-        rows += measured
-        save(options.out, rows, **changes)
-        console.print(table_of(measured, group))
-        if (kinds := kinds_table([r for r in measured if r["graphs"]])) is not None:
-            console.print(kinds)
-    print(f"{time.monotonic() - started:.0f} s; {options.out}")
+    parser = parser_of(__doc__, f"step_{device_tag()}.json")
+    add_group_options(parser, steps=50)
+    options = parser.parse_args(words)
+    run_groups(groups_of(parser, options, published, all_of), options, measure, show)
 
 
-def groups(small: bool, steps: int) -> dict[str, list[Way]]:
-    """Ways to run a step, by the group they are compared in."""
-    cases = {name: replace(c, steps=steps) for name, c in _cases(small)}
-    cases["ResNet-18 B128, 0% blanked"] = replace(cases["ResNet-18 B128"], blanked=0.0)
-    found = {name: list(_ways(case)) for name, case in cases.items()}
-    for name, ways in found.items():
-        if name not in MAIN and not small:
-            found[name] = [w for w in ways if w.graphs or w.case.name == REFERENCE]
-    return found
+def published(base: Case) -> Groups:
+    """Return ways to run a step, by the group they are compared in.
+
+    The first three are measured eagerly too, the others in graphs, beside masked execution.
+    """
+    large = replace(base, batch_size=128)
+    others = {
+        "ResNet-18 B32, three streams": replace(
+            base, streams={"rgb": 3, "depth": 1, "infrared": 1}
+        ),
+        "ResNet-18 B32, tf32": replace(base, precision="tf32"),
+        "ResNet-18 B16, 416x544": replace(base, batch_size=16, image_size=(416, 544)),
+        "ResNet-18 B128, 0% blanked": replace(large, blanked=0.0),
+    }
+    return {
+        "ResNet-18 B32": _compared(base),
+        "ResNet-18 B128": _compared(large),
+        "ResNet-50 B32": _compared(replace(base, depth=50)),
+        **{name: _graphed(case) for name, case in others.items()},
+    }
 
 
-def _cases(small: bool) -> Iterator[tuple[str, Case]]:
-    two = case_of(18, TWO, small)
-    yield "ResNet-18 B32", two
-    yield "ResNet-18 B128", replace(two, batch_size=4 * two.batch_size)
-    yield "ResNet-50 B32", case_of(50, TWO, small)
-    yield "ResNet-18 B32, three streams", case_of(18, THREE, small)
-    yield "ResNet-18 B32, tf32", replace(two, precision="tf32")
-    yield "ResNet-18 B16, 416x544", wider(two)
+def all_of(case: Case) -> list[Case]:
+    """Return a case under every baseline, and in every memory mode; in graphs too on a GPU."""
+    return baselines(case) + modes(case, graphs=case.device == "cuda")
 
 
-def _ways(case: Case) -> Iterator[Way]:
-    for way in ways_of(case, BASELINES):
-        if way.case.name in (*COMPARED, *MODES):
-            yield way
+def _compared(case: Case) -> list[Case]:
+    return [c for c in all_of(case) if c.name in (*COMPARED, *PUBLISHED_MODES)]
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "step_h200.json")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="time for all groups")
-    parser.add_argument("--steps", type=int, default=50, help="steps to time")
-    parser.add_argument("--small", action="store_true", help="tiny cases, on the CPU")
-    parser.add_argument("--only", default="", help="groups whose name matches this pattern")
-    parser.add_argument("--commit", default="", help="commit of the code, where git cannot say")
-    return parser.parse_args()
+def _graphed(case: Case) -> list[Case]:
+    on_gpu = case.device == "cuda"
+    found = [c for c in all_of(case) if c.name in PUBLISHED_MODES and c.graphs == on_gpu]
+    return baselines(case, [REFERENCE]) + found
+
+
+def measure(cases: Sequence[Case], seconds: float = float("inf")) -> Iterator[Row]:
+    """Measure training steps, forward to optimizer, in this process.
+
+    Yields:
+        For each case ``step_ms`` and ``step_spread_ms`` (median, and distance of the quartiles),
+        ``roofline_ms``, ``flops`` and ``bytes`` of a memory mode, and on a GPU
+        ``peak_reserved_bytes`` and ``kinds``, the time by kind of kernel; ``error`` where it could
+        not be measured.
+    """
+    del seconds  # a group is short, and is measured whole
+    rooflines: dict[str, dict[str, float]] = {}
+    for case in cases:
+        try:
+            measured = _measure(case)
+            if not case.is_baseline:
+                same = replace(case, name="fast", graphs=False)
+                if str(same) not in rooflines:
+                    rooflines[str(same)] = _roofline(same)
+                measured |= rooflines[str(same)]
+        except (RuntimeError, ValueError) as error:
+            measured = {"error": str(error).splitlines()[0]}
+        yield {**asdict(case), **measured}
+
+
+def _measure(case: Case) -> dict[str, Any]:
+    on_gpu = case.device == "cuda"
+    if on_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    work, loss = _work(case)
+    step = partial(work.step, loss, free_gradients=True)
+    work.warm_up(loss, free_gradients=True)
+    measured: dict[str, Any] = step_times(times_ms(step, case.steps, work.device))
+    if on_gpu:
+        measured["peak_reserved_bytes"] = torch.cuda.max_memory_reserved()
+        measured["kinds"] = {k: asdict(t) for k, t in kernel_times(step).items()}
+    return measured
+
+
+def _roofline(case: Case) -> dict[str, float]:
+    """Count the mode that rebuilds nothing, by the fewest operations there are."""
+    work, loss = _work(case)
+    dtype = torch.bfloat16 if case.precision == "bf16" else torch.float32
+    ceilings = Ceilings.measure(work.device, dtype)
+    fewest = launches_are_free() if case.device == "cuda" else nullcontext()
+    with fewest:
+        work.warm_up(loss, free_gradients=True)
+        found = roofline_of(partial(work.step, loss, free_gradients=True), ceilings)
+    return {"roofline_ms": found.ms, "flops": found.flops, "bytes": found.bytes}
+
+
+def _work(case: Case) -> tuple[Workload, Loss]:
+    work = Workload(case)
+    loss, _ = work.loss(blanked_in_turn(case.batch_size, len(case.streams), case.blanked))
+    return work, loss
+
+
+def show(group: str, rows: list[Row]) -> None:
+    """Print a group's times, and its times by kind of kernel where there are any."""
+    console.print(table_of(rows, COLUMNS, group))
+    if (kinds := kinds_table(rows)) is not None:
+        console.print(kinds)
+
+
+def kinds_table(rows: Sequence[Row]) -> Table | None:
+    """Set time by kind of kernel beside each other for rows in graphs; None without such."""
+    profiled = [row for row in rows if row.get("graphs") and "kinds" in row]
+    if not profiled:
+        return None
+    kinds = list(dict.fromkeys(kind for row in profiled for kind in row["kinds"]))
+    table = Table("", title="milliseconds by kind of kernel (launches)")
+    for row in profiled:
+        table.add_column(label(row), justify="right")
+    for kind in kinds:
+        found = [row["kinds"].get(kind) for row in profiled]
+        table.add_row(kind, *(f"{k['ms']:.2f} ({k['launches']:.0f})" if k else "" for k in found))
+    return table
 
 
 if __name__ == "__main__":

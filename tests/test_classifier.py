@@ -1,4 +1,5 @@
 import json
+import math
 
 import pytest
 import torch
@@ -78,6 +79,8 @@ def test_dropout_is_before_the_head():
     [
         ({"depth": 19}, "depth is 19; expected one of 18, 34, 50, 101"),
         ({"width": 0.0}, "width is 0.0; expected a multiplier above 0"),
+        ({"width": 1e9}, "width is 1000000000.0; expected a multiplier above 0, up to 16"),
+        ({"width": math.nan}, "width is nan; expected a multiplier above 0, up to 16"),
         ({"family": "li_net4"}, "unknown family 'li_net4'; expected one of li_net3"),
         ({"dropout": 1.0}, r"dropout is 1.0; expected a probability in \[0, 1\)"),
         ({"num_classes": 1}, "num_classes is 1; expected at least 2"),

@@ -1,6 +1,8 @@
 """A step from CUDA graphs is the eager step; without a GPU it is that step itself."""
 
 import copy
+import gc
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -23,10 +25,10 @@ def _exact_products():
         yield
 
 
-def network_of(words, device="cuda", memory="fast", seed=0):
+def network_of(words, device="cuda", memory="fast", seed=0, dropout=0.0):
     torch.manual_seed(seed)
     mask = mask_of(words)
-    network = small_resnet(mask.shape[1], dtype=torch.float32).to(device)
+    network = small_resnet(mask.shape[1], dropout=dropout, dtype=torch.float32).to(device)
     network.memory = memory
     return network
 
@@ -191,6 +193,174 @@ def test_a_frozen_parameter_begins_new_graphs():
     assert step.num_graphs == 1
     assert network.fc.weight.grad is None
     assert network.fc.bias.grad is not None
+
+
+MORE_THAN_THERE_IS = 2**50
+
+
+def fail_if_capturing():
+    """Run out of memory as a kernel's work space does, but only in a capture."""
+    if torch.cuda.is_current_stream_capturing():
+        torch.empty(MORE_THAN_THERE_IS, dtype=torch.uint8, device="cuda")
+
+
+@contextmanager
+def no_memory_for_a_stream_forward(network):
+    """In a stream's lane, when other lanes have work."""
+    conv = network.layer2[0].conv1.streams[1]
+    handle = conv.register_forward_hook(lambda *_: fail_if_capturing())
+    yield "out of memory"
+    handle.remove()
+
+
+@contextmanager
+def no_memory_for_the_head_forward(network):
+    """After the lanes have come back."""
+    handle = network.fc.register_forward_pre_hook(lambda *_: fail_if_capturing())
+    yield "out of memory"
+    handle.remove()
+
+
+@contextmanager
+def no_memory_for_a_stream_backward(network):
+    """When the forward pass has been captured, and lanes are under way that will not come back."""
+
+    def when_it_comes_back(module, inputs, output):
+        output.register_hook(lambda _: fail_if_capturing())
+
+    handle = network.layer2[0].conv1.streams[1].register_forward_hook(when_it_comes_back)
+    yield "out of memory"
+    handle.remove()
+
+
+@contextmanager
+def a_look_at_the_host(network):
+    """Which breaks the capture itself."""
+
+    def look(module, inputs):
+        inputs[0].sum().item()
+
+    handle = network.fc.register_forward_pre_hook(look)
+    yield "captur|not permitted"
+    handle.remove()
+
+
+BROKEN = [
+    no_memory_for_a_stream_forward,
+    no_memory_for_the_head_forward,
+    no_memory_for_a_stream_backward,
+    a_look_at_the_host,
+]
+
+
+def private_pools():
+    """Memory pools of graphs that the allocator still has."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    segments = torch.cuda.memory_snapshot()
+    return {tuple(s["segment_pool_id"]) for s in segments} - {(0, 0)}
+
+
+class Twins:
+    """A network that is stepped from graphs and its eager twin, which must stay alike.
+
+    Both draw the same random numbers; there is dropout before the head.
+    """
+
+    def __init__(self):
+        self.network, self.twin = (network_of(PATTERNS[0], dropout=0.5) for _ in range(2))
+        self.step = GraphedStep(self.network, F.cross_entropy)
+        self.count = 0
+
+    def __call__(self, words):
+        self.count += 1
+        batch = batch_of(self.network, words, seed=self.count)
+        torch.cuda.manual_seed(self.count)
+        self.network.zero_grad(set_to_none=True)
+        loss, logits = self.step(batch)
+        loss.backward()
+        ours, drawn = torch.rand(3, device="cuda"), torch.cuda.get_rng_state()
+        torch.cuda.manual_seed(self.count)
+        self.twin.zero_grad(set_to_none=True)
+        expected = self.twin(batch)
+        expected_loss = F.cross_entropy(expected, batch.target)
+        expected_loss.backward()
+        assert_same(
+            outcome(self.network, loss, logits), outcome(self.twin, expected_loss, expected)
+        )
+        assert torch.equal(ours, torch.rand(3, device="cuda"))
+        assert torch.equal(drawn, torch.cuda.get_rng_state())
+
+
+@needs_gpu
+@pytest.mark.parametrize("broken", BROKEN)
+def test_a_failed_capture_costs_graphs_only_for_its_shape(broken):
+    twins = Twins()
+    twins(PATTERNS[0])
+    twins(PATTERNS[0])
+    assert twins.step.num_graphs == 1
+    with broken(twins.network) as reason:
+        twins(PATTERNS[1])
+        with pytest.warns(UserWarning, match=f"no CUDA graph for this shape.*({reason})"):
+            twins(PATTERNS[1])
+        twins(PATTERNS[1])  # without a word: it is not tried again
+    assert twins.step.num_graphs == 1
+    for words in 3 * PATTERNS[:3]:
+        twins(words)
+    assert twins.step.num_graphs == 2
+
+
+@needs_gpu
+@pytest.mark.parametrize("broken", BROKEN)
+@pytest.mark.parametrize("memory", ["fast", "lean"])
+def test_nothing_of_a_failed_capture_is_kept(broken, memory):
+    network = network_of(PATTERNS[1], memory=memory)
+    step, batch = GraphedStep(network, F.cross_entropy), batch_of(network, PATTERNS[1])
+    before = private_pools()
+    with broken(network) as reason:
+        step(batch)[0].backward()
+        with pytest.warns(UserWarning, match=reason):
+            step(batch)[0].backward()
+    assert private_pools() == before
+    reserved = torch.cuda.memory_reserved()
+    kept = torch.empty(64 * 2**20, dtype=torch.uint8, device="cuda")
+    assert torch.cuda.memory_reserved() > reserved
+    del kept
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() == reserved
+
+
+@needs_gpu
+def test_failed_captures_count_among_those_that_are_tried():
+    twins = Twins()
+    twins.step.max_graphs = 1
+    with no_memory_for_the_head_forward(twins.network):
+        twins(PATTERNS[0])
+        with pytest.warns(UserWarning, match="no CUDA graph"):
+            twins(PATTERNS[0])
+    for words in 3 * PATTERNS[1:2]:
+        twins(words)
+    assert twins.step.num_graphs == 0
+
+
+@needs_gpu
+def test_an_error_of_the_loss_in_a_capture_is_raised_and_leaves_graphs_alone():
+    def loss(logits, target):
+        if fails and torch.cuda.is_current_stream_capturing():
+            raise KeyError("no such class")
+        return F.cross_entropy(logits, target)
+
+    twins, fails = Twins(), False
+    twins.step.loss = loss
+    for words in (PATTERNS[0], PATTERNS[0], PATTERNS[1]):
+        twins(words)
+    fails = True
+    with pytest.raises(KeyError, match="no such class"):
+        twins(PATTERNS[1])
+    fails = False
+    for words in 2 * PATTERNS[:2]:
+        twins(words)
+    assert twins.step.num_graphs == 2
 
 
 @needs_gpu

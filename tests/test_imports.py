@@ -28,8 +28,10 @@ HEAVY = (
 )
 
 NOBODY: set[str] = set()
-CORE = {"functional", "presence", "streams"}
+CORE = {"choices", "extras", "functional", "presence", "streams"}
 MAY_IMPORT = {
+    "choices": NOBODY,
+    "extras": NOBODY,
     "presence": NOBODY,
     "streams": {"presence"},
     "dropout": NOBODY,
@@ -37,19 +39,26 @@ MAY_IMPORT = {
     "graphs": {"functional", "streams"},
     "layers": CORE,
     "models": CORE | {"layers"},
-    "memory": CORE
-    | {"graphs", "layers", "models"},  # what models stand on, to tell what each part keeps
-    "data": {"presence", "streams", "dropout"},
-    "speed": {"functional", "memory"},
-    "training": {"graphs", "layers", "models", "memory", "data", "streams", "dropout"},
-    "classifier": {"models", "training"},
+    "memory": CORE | {"layers", "models"},  # what models stand on, to tell what each part keeps
+    "data": {"choices", "extras", "presence", "streams", "dropout"},
+    "training": {
+        "choices",
+        "extras",
+        "graphs",
+        "layers",
+        "models",
+        "memory",
+        "data",
+        "streams",
+        "dropout",
+    },
+    "classifier": {"choices", "models", "training"},
     "cli": {
         *CORE,
         "",
         "layers",
         "models",
         "memory",
-        "speed",
         "data",
         "training",
         "dropout",

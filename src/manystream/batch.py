@@ -49,8 +49,9 @@ class StreamBatch:
 
     def __post_init__(self) -> None:
         if self.views is _NOT_GIVEN:  # else it comes from a batch that was looked at
-            _check_rows(self.streams, self.presence)
-            views = Views.full_only(self.presence).to(self.streams[0].device)
+            _check_maps(self.streams, self.integrated, self.presence)
+            maps = self.streams or (self.integrated,)
+            views = Views.full_only(self.presence).to(maps[0].device)
             object.__setattr__(self, "views", views)
 
     def __len__(self) -> int:
@@ -70,10 +71,7 @@ class StreamBatch:
         Raises:
             ValueError: if there are not as many streams or samples as ``presence`` says.
         """
-        if len(inputs) != presence.num_streams:
-            raise ValueError(
-                f"inputs are {len(inputs)} streams; presence is of {presence.num_streams}"
-            )
+        _check_count(len(inputs), presence)
         return cls(
             tuple(_take_rows(x, presence, m) for m, x in enumerate(inputs)), presence, target=target
         )
@@ -150,24 +148,40 @@ def select(rows: Tensor, index: Tensor) -> Tensor:
     return rows.index_select(0, upload(index, rows.device))
 
 
+def _check_count(number: int, presence: Presence) -> None:
+    if number != presence.num_streams:
+        raise ValueError(
+            f"there are {number} streams, and the presence has {presence.num_streams}; expected a "
+            "tensor for each, of no rows where nobody has it"
+        )
+
+
 def _take_rows(full: Tensor, presence: Presence, stream: int) -> Tensor:
     samples = presence.samples(stream)
-    if len(samples) and len(full) != presence.num_samples:
+    if full.dim() != 4 or (len(samples) and len(full) != presence.num_samples):
         raise ValueError(
-            f"stream {stream} has {len(full)} samples; presence is of {presence.num_samples}"
+            f"inputs[{stream}] has shape {tuple(full.shape)}; expected "
+            f"({presence.num_samples}, C, H, W), a row for each sample of the presence"
         )
     if presence.order is None and len(samples) == len(full):
         return full
     return select(full, samples)
 
 
-def _check_rows(streams: Sequence[Tensor], presence: Presence) -> None:
-    came = [len(x) for x in streams]
-    expected = [presence.num_rows(m) for m in range(presence.num_streams)]
-    if came != expected:
+def _check_maps(streams: Sequence[Tensor], integrated: Tensor | None, presence: Presence) -> None:
+    if streams:
+        _check_count(len(streams), presence)
+    for m, x in enumerate(streams):
+        if x.dim() != 4 or len(x) != presence.num_rows(m):
+            raise ValueError(
+                f"streams[{m}] has shape {tuple(x.shape)}; expected (B_{m}, C, H, W) with the "
+                f"{presence.num_rows(m)} rows that the presence says: StreamBatch.from_full "
+                "takes them out of a full batch"
+            )
+    if integrated is not None and (integrated.dim() != 4 or len(integrated) != len(presence.mask)):
         raise ValueError(
-            f"the streams have {came} rows; presence says {expected}: a stream holds its present "
-            "samples only, or use StreamBatch.from_full for full batches"
+            f"integrated has shape {tuple(integrated.shape)}; expected "
+            f"({presence.num_samples}, C, H, W), a row for each sample of the presence"
         )
 
 
@@ -251,7 +265,9 @@ def _presence_mask(
     blanked_mask: Mapping[str, Tensor] | Mapping[int, Tensor] | None,
 ) -> Tensor:
     num_samples = len(next(iter(images.values())))
-    mask = mask_from_blanked(_by_number(blanked_mask or {}, names), num_samples, len(names))
+    mask = mask_from_blanked(
+        _by_number({} if blanked_mask is None else blanked_mask, names), num_samples, len(names)
+    )
     if present is not None:
         present = torch.as_tensor(present)
         if present.dtype != torch.bool or present.shape != mask.shape:
@@ -266,9 +282,21 @@ def _presence_mask(
 def _by_number(
     blanked: Mapping[str, Tensor] | Mapping[int, Tensor], names: list[str]
 ) -> dict[int, Tensor]:
+    if not isinstance(blanked, Mapping):
+        raise ValueError(
+            f"blanked_mask is {type(blanked).__name__}; expected a mapping of streams to masks, "
+            f'for example {{"{names[-1]}": torch.tensor([True, False])}}, True where the sample '
+            "lacks the stream"
+        )
     unknown = [s for s in blanked if isinstance(s, str) and s not in names]
     if unknown:
         raise ValueError(
             f"blanked_mask names stream {unknown[0]!r}; this model's streams are {', '.join(names)}"
         )
-    return {names.index(s) if isinstance(s, str) else s: lost for s, lost in blanked.items()}
+    numbers = [names.index(s) if isinstance(s, str) else s for s in blanked]
+    if len(set(numbers)) < len(numbers):
+        raise ValueError(
+            f"blanked_mask names a stream twice: {', '.join(map(repr, blanked))}; this model's "
+            f"streams are {', '.join(names)}, numbered from 0"
+        )
+    return dict(zip(numbers, blanked.values(), strict=True))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import fields, replace
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from manystream.choices import check_names, names_checked
 from manystream.models import StreamResNet, load_pretrained_stream
 from manystream.models.memory_modes import MemoryMode
+from manystream.models.model_file import NoModelFileError, read_model_file, write_model_file
 from manystream.models.resnet import STAGE_WIDTHS
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ DEPTHS: dict[int, tuple[str, tuple[int, int, int, int]]] = {
     101: ("bottleneck", (3, 4, 23, 3)),
 }
 
-_METADATA = "manystream"
+_WIDEST = 16  # 8,192 channels at the end; a typing error beyond
 
 _logger = logging.getLogger(__name__)
 
@@ -77,14 +79,13 @@ class StreamClassifier(StreamResNet):
         Returns:
             Loss, accuracy, mean class accuracy and dropout probability of every epoch.
         """
-        from manystream.training import FitOptions, fit
+        from manystream.training import fit
 
-        options = replace(options, **changes) if options else FitOptions(**changes)
         return fit(
             self,
             train_loader,
             val_loader,
-            options,
+            _with_changes(options, changes, self.fit),
             out_dir=None if out_dir is None else Path(out_dir),
             resume=resume,
         )
@@ -156,9 +157,9 @@ class StreamClassifier(StreamResNet):
         Returns:
             Samples per batch, with a margin.
         """
-        from manystream.training import FitOptions, find_batch_size
+        from manystream.training import find_batch_size
 
-        options = replace(options, **changes) if options else FitOptions(**changes)
+        options = _with_changes(options, changes, self.find_batch_size)
         return find_batch_size(self, loader, options, largest=largest)
 
     def predict(self, loader: Iterable[Any], **arguments: Any) -> Tensor:
@@ -174,20 +175,16 @@ class StreamClassifier(StreamResNet):
 
     def save(self, path: str | Path) -> None:
         """Write weights, layout and what is known of the data into one safetensors file."""
-        from safetensors.torch import save_file
-
-        described = {
+        sections = {
             "layout": self.layout,
             "classes": self.classes,
             "preprocessing": self.preprocessing,
             "held_out": self.held_out,
         }
-        tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
-        partial = Path(path).with_suffix(".partial")
-        save_file(tensors, partial, metadata={_METADATA: json.dumps(described)})
-        partial.replace(path)
+        write_model_file(Path(path), sections, self.state_dict())
 
 
+@names_checked
 def create_model(
     family: str = "li_net3",
     *,
@@ -206,7 +203,7 @@ def create_model(
         depth: 18 or 34 (basic blocks), 50 or 101 (bottlenecks).
         streams: channels of each stream by name, for example ``{"rgb": 3, "depth": 1}``.
         num_classes: number of classes.
-        width: multiplier of the widths 64, 128, 256, 512.
+        width: multiplier of the widths 64, 128, 256, 512, up to 16.
         dropout: probability of dropping a feature before the head.
         memory: what a training step keeps, ``"fast"``, ``"balanced"``, ``"lean"`` or ``"min"``, see
             :mod:`manystream.models.memory_modes`; gradients are the same in all.
@@ -225,8 +222,8 @@ def create_model(
     """
     if depth not in DEPTHS:
         raise ValueError(f"depth is {depth}; expected one of {', '.join(map(str, DEPTHS))}")
-    if width <= 0:
-        raise ValueError(f"width is {width}; expected a multiplier above 0")
+    if not 0 < width <= _WIDEST:
+        raise ValueError(f"width is {width}; expected a multiplier above 0, up to {_WIDEST}")
     block, layers = DEPTHS[depth]
     model = StreamClassifier(
         family=family,
@@ -238,9 +235,30 @@ def create_model(
         dropout=dropout,
         memory=memory,
     )
-    for stream, source in (pretrained or {}).items():
+    pretrained = {} if pretrained is None else pretrained
+    if not isinstance(pretrained, Mapping):
+        raise ValueError(
+            f"pretrained is {pretrained!r}; expected weights by stream, for example "
+            'pretrained={"rgb": "resnet18.pth"}'
+        )
+    for stream, source in pretrained.items():
         _logger.warning("stream %r: %s", stream, load_pretrained_stream(model, stream, source))
     return model
+
+
+def _with_changes(
+    options: FitOptions | None, changes: Mapping[str, Any], method: Callable[..., Any]
+) -> FitOptions:
+    """Options with some fields changed by name, as a method was called with.
+
+    Raises:
+        TypeError: if there is no field, nor an argument of the method, of a name.
+    """
+    from manystream.training import FitOptions
+
+    known = [field.name for field in fields(FitOptions)] + list(signature(method).parameters)
+    check_names(changes, known, method.__name__)
+    return replace(options, **changes) if options else FitOptions(**changes)
 
 
 def load_model(path: str | Path) -> StreamClassifier:
@@ -252,23 +270,19 @@ def load_model(path: str | Path) -> StreamClassifier:
     Raises:
         ValueError: if the file is not one of ours, or is damaged.
     """
-    from safetensors import SafetensorError, safe_open
-
-    if not Path(path).is_file():
-        raise ValueError(f"no model file at {path}; expected a model.safetensors")
+    sections, state = read_model_file(Path(path))
     try:
-        with safe_open(path, framework="pt") as file:
-            described = json.loads((file.metadata() or {})[_METADATA])
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{path} is not a model file of manystream, or it is damaged ({error}); expected the "
-            "model.safetensors that training wrote"
-        ) from error
-    model = StreamClassifier(**described["layout"])
+        return _build(sections, state)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise NoModelFileError(Path(path), error) from error
+
+
+def _build(sections: Mapping[str, Any], state: Mapping[str, Tensor]) -> StreamClassifier:
+    """Make the network that a model file describes."""
+    model = StreamClassifier(**sections["layout"])
     model.to(state["fc.weight"].dtype)
     model.load_state_dict(state)
-    model.classes = described["classes"] and tuple(described["classes"])
-    model.preprocessing = described["preprocessing"]
-    model.held_out = described.get("held_out")
+    model.classes = sections["classes"] and tuple(sections["classes"])
+    model.preprocessing = sections["preprocessing"]
+    model.held_out = sections.get("held_out")
     return model

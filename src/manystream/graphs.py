@@ -18,6 +18,7 @@ from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
 from manystream.batch import StreamBatch
+from manystream.functional.capture import CapturedGraph
 from manystream.functional.kernels.dispatch import launches_are_free
 from manystream.functional.lanes import Lanes, usable
 
@@ -35,6 +36,10 @@ class GraphedStep:
     replayed runs eagerly: more shapes than ``max_graphs``, a CPU, evaluation, a second forward
     pass before the first one's backward. All graphs share one pool of memory.
 
+    A shape whose capture fails, for want of memory or because the loss waits for the device, runs
+    eagerly from then on, and a warning says why. What its capture took is given back with the pool;
+    other shapes are captured anew when they come again.
+
     Captured work reads the parameters where they are. A parameter that moves, or stops wanting a
     gradient, and a module that changes between training and evaluation begin new graphs. Processes
     that train together average gradients after the backward pass, by
@@ -43,7 +48,7 @@ class GraphedStep:
     Args:
         network: takes a :class:`StreamBatch` and gives logits, (B, classes).
         loss: from logits and targets to the loss; it must not wait for the device.
-        max_graphs: most shapes that are captured.
+        max_graphs: most shapes whose capture is tried.
 
     Raises:
         ValueError: if ``max_graphs`` is below 1, or the network is a DistributedDataParallel, whose
@@ -72,14 +77,17 @@ class GraphedStep:
         self.network = network
         self.loss = loss
         self.max_graphs = max_graphs
+        self._state: Hashable = None
+        self._shared: _Shared | None = None
         self._graphs: dict[Hashable, _Graph] = {}
         self._seen: set[Hashable] = set()
-        self._shared: _Shared | None = None
+        self._captured: set[Hashable] = set()
+        self._refused: set[Hashable] = set()
 
     @property
     def num_graphs(self) -> int:
-        """Shapes captured so far."""
-        return len(self._graphs)
+        """Shapes captured so far, but for those that could not be captured again."""
+        return len(self._captured)
 
     def __call__(self, batch: StreamBatch) -> tuple[Tensor, Tensor]:
         """Loss, shape (), and logits in the caller's order, shape (B, classes).
@@ -91,12 +99,14 @@ class GraphedStep:
             raise ValueError("the batch has no target; expected one class per sample")
         if not self._may_replay(batch):
             return self._eager(batch)
-        shared = self._shared_now(batch)
+        self._forget_if_changed(batch)
         key = _key(batch)
         if key not in self._graphs:
+            if not self._may_capture(key):
+                return self._eager(batch)
             if key not in self._seen:
-                return self._first(batch, key, shared)
-            if len(self._graphs) >= self.max_graphs or not self._capture(batch, key, shared):
+                return self._first(batch, key)
+            if not self._capture(batch, key):
                 return self._eager(batch)
         return self._graphs[key].replay(batch)
 
@@ -110,51 +120,70 @@ class GraphedStep:
             return False
         return self._shared is None or not self._shared.is_pending()
 
-    def _shared_now(self, batch: StreamBatch) -> _Shared:
-        """What all graphs share, anew where the network or the way to compute has changed."""
+    def _forget_if_changed(self, batch: StreamBatch) -> None:
+        """Begin anew where the network or the way to compute is not what was captured."""
         state = _state(self.network, batch.streams[0].device.type)
-        if self._shared is None or self._shared.state != state:
-            self._graphs.clear()
-            self._seen.clear()
-            self._shared = _Shared(self.network, state)
+        if state != self._state:
+            self._state, self._shared = state, None
+            for shapes in (self._graphs, self._seen, self._captured, self._refused):
+                shapes.clear()
+
+    def _may_capture(self, key: Hashable) -> bool:
+        tried = len(self._captured) + len(self._refused)
+        return key not in self._refused and (key in self._captured or tried < self.max_graphs)
+
+    def _shared_now(self) -> _Shared:
+        """What all graphs share, made when the first of them is to come."""
+        if self._shared is None:
+            self._shared = _Shared(self.network)
         return self._shared
 
-    def _first(self, batch: StreamBatch, key: Hashable, shared: _Shared) -> tuple[Tensor, Tensor]:
+    def _first(self, batch: StreamBatch, key: Hashable) -> tuple[Tensor, Tensor]:
         """An ordinary step, on the stream of the captures: it makes ready what they need."""
         self._seen.add(key)
-        here = torch.cuda.current_stream()
+        shared, here = self._shared_now(), torch.cuda.current_stream()
         shared.stream.wait_stream(here)
-        with torch.cuda.stream(shared.stream), launches_are_free(), usable(shared.lanes):
-            result = self._eager(batch)
-        here.wait_stream(shared.stream)
-        return result
+        try:
+            with torch.cuda.stream(shared.stream), launches_are_free(), usable(shared.lanes):
+                return self._eager(batch)
+        finally:
+            here.wait_stream(shared.stream)
 
-    def _capture(self, batch: StreamBatch, key: Hashable, shared: _Shared) -> bool:
+    def _capture(self, batch: StreamBatch, key: Hashable) -> bool:
         """Whether the shape could be captured; where not, all memory of captures is given back."""
         reason = None
         with torch.cuda.stream(torch.cuda.current_stream()):  # a broken capture does not return
             try:
-                self._graphs[key] = _Graph(self.network, self.loss, batch, shared)
+                self._graphs[key] = _Graph(self.network, self.loss, batch, self._shared_now())
             except RuntimeError as error:
                 # Ending a broken capture may fail in turn; what it broke on is said.
                 reason = str(error.__context__ or error).splitlines()[0]
         if reason is None:
+            self._captured.add(key)
             return True
-        # The error is gone, and with it the capture's tensors; the pool goes with its last graph.
-        self.max_graphs = 0
+        self._captured.discard(key)
+        self._refused.add(key)
+        self._give_back()
+        warnings.warn(
+            f"no CUDA graph for this shape, its steps run eagerly: {reason}", stacklevel=3
+        )
+        return False
+
+    def _give_back(self) -> None:
+        """Give back all memory of captures: the pool goes with its last graph, and not before.
+
+        The error is gone, and with it the broken capture's tensors.
+        """
         self._graphs.clear()
-        shared.grads.clear()
+        self._shared = None
         gc.collect()
         torch.cuda.empty_cache()
-        warnings.warn(f"no CUDA graph, the step runs eagerly: {reason}", stacklevel=4)
-        return False
 
 
 class _Shared:
-    """Pool, stream and gradients of all graphs of a network in one state."""
+    """Pool, stream and gradients of all graphs of a network."""
 
-    def __init__(self, network: nn.Module, state: Hashable) -> None:
-        self.state = state
+    def __init__(self, network: nn.Module) -> None:
         self.pool = torch.cuda.graph_pool_handle()
         self.stream, self.lanes = _beside(torch.cuda.current_device())
         self.names = [n for n, p in network.named_parameters() if p.requires_grad]
@@ -204,7 +233,7 @@ class _Graph:
         self._shared = shared
         self._batch = _static(batch)
         self._scale = torch.ones((), device=batch.target.device)
-        self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        self._forward, self._backward = CapturedGraph(), CapturedGraph()
         with launches_are_free(), self._capturing(self._forward):
             leaves = _leaves(shared.parameters, batch.streams[0].device.type)
             named = dict(zip(shared.names, leaves, strict=True))
@@ -218,7 +247,7 @@ class _Graph:
         self._used = [f is not None for f in found]
         self._loss, self._logits = value.detach(), logits.detach()
 
-    def _capturing(self, graph: torch.cuda.CUDAGraph) -> torch.cuda.graph:
+    def _capturing(self, graph: CapturedGraph) -> torch.cuda.graph:
         # Other threads, a loader's for one, may talk to the device meanwhile.
         return torch.cuda.graph(
             graph,

@@ -279,7 +279,7 @@ def mask_from_blanked(blanked: Mapping[int, Tensor], num_samples: int, num_strea
     """
     mask = torch.ones(num_samples, num_streams, dtype=torch.bool)
     for stream, lost in blanked.items():
-        if not 0 <= stream < num_streams:
+        if stream not in range(num_streams):
             raise ValueError(
                 f"blanked_mask names stream {stream}; streams are 0 to {num_streams - 1}"
             )

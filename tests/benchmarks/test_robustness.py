@@ -1,13 +1,12 @@
 """The table of seeds says what the numbers say."""
 
 import io
-import json
-from pathlib import Path
 
 import torch
-from benchmarks.robustness import RESULTS, in_memory, table_of
+from benchmarks.robustness import in_memory, table_of
 from rich.console import Console
 
+from harness.results import RESULTS, load
 from manystream.data.loaders import training_data
 from manystream.data.options import DataOptions
 
@@ -41,7 +40,7 @@ def test_samples_held_in_memory_are_those_of_the_loader():
 
 
 def test_the_kept_result_has_every_seed_of_both_trainings():
-    rows = json.loads(Path(RESULTS).read_text(encoding="utf-8"))["rows"]
+    rows = load(RESULTS / "robustness.json")
     of_training = {}
     for row in rows:
         of_training.setdefault(row["training"], set()).add(row["seed"])

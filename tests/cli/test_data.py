@@ -106,12 +106,3 @@ def test_what_would_hurt_is_listed_and_told_by_the_status(root, capsys):
     printed = capsys.readouterr().out
     assert all(kind in printed for kind in ("unreadable", "small class", "leak"))
     assert "… and" not in printed
-
-
-def test_feeding_is_measured(root, capsys):
-    words = ("--batches=1", "--rounds=2", "--samples=5", "--out", root / "bench", *FEEDING)
-    assert status("bench", "data", "--data.root", root / "files", *words) == 0
-    kept = json.loads((root / "bench/feeding.json").read_text())
-    assert kept["rows"][0]["name"] == "plain DataLoader, files"
-    assert len(kept["rows"]) == 5
-    assert "ours, prepared, on the device" in capsys.readouterr().out

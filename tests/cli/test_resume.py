@@ -1,15 +1,20 @@
 import errno
 import os
+import shlex
+import signal
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
 
+from manystream.classifier import StreamClassifier
 from manystream.cli.nearest import option_names
 from manystream.cli.options import TrainOptions
+from manystream.data.dataset import StreamDataset
 from manystream.training.checkpoints import checkpoint_file
 from manystream.training.checkpoints.run_folder import RunFolder
+from manystream.training.termination import Terminated
 from tests.cli.test_main import SCENES, status, train
 from tests.training.builders import repeatable
 from tests.training.reports.test_history import strict
@@ -35,6 +40,14 @@ def whole(tmp_path_factory):
     return out
 
 
+def assert_same_run(whole, out):
+    histories = [repeatable(strict(run / "history.json")) for run in (whole, out)]
+    assert histories[0] == histories[1]
+    first, second = load_file(whole / "model.safetensors"), load_file(out / "model.safetensors")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert (out / "report.html").exists()
+
+
 def test_the_same_command_with_resume_ends_the_run(whole, tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
@@ -45,12 +58,86 @@ def test_the_same_command_with_resume_ends_the_run(whole, tmp_path, monkeypatch,
     assert "exists; name one that does not" in capsys.readouterr().err
     assert train(out, "--fit.epochs=3", "--resume", "--data.num_workers=1") == 0
     assert (out / "config.yaml").read_text() == config
-    histories = [repeatable(strict(run / "history.json")) for run in (whole, out)]
-    assert histories[0] == histories[1]
-    first, second = load_file(whole / "model.safetensors"), load_file(out / "model.safetensors")
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    assert (out / "report.html").exists()
+    assert_same_run(whole, out)
     assert {path.name for path in out.glob("logs*")} == {"logs", "logs-2"}
+
+
+def test_sigterm_saves_everything_and_the_command_it_names_ends_the_run(
+    whole, tmp_path, monkeypatch, capsys
+):
+    asked, read = [], StreamDataset.__getitem__
+
+    def read_until_terminated(self, key):
+        asked.append(key)
+        if len(asked) == 24 + 12 + 4:  # an epoch, its validation, and part of the next
+            signal.raise_signal(signal.SIGTERM)
+        return read(self, key)
+
+    handler, out = signal.getsignal(signal.SIGTERM), tmp_path / "a run"
+    with monkeypatch.context() as patch:
+        patch.setattr(StreamDataset, "__getitem__", read_until_terminated)
+        assert train(out, "--fit.epochs=3") == 143
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert (out / "checkpoints/epoch-00001-batch-00000001.safetensors").exists()
+    assert (out / "model.safetensors").exists()
+    assert not (out / "report.html").exists()
+    printed = capsys.readouterr()
+    assert f"weights so far, the history and the checkpoints are in {out}\n" in printed.out
+    assert "ended by SIGTERM" in printed.err
+    [command] = [line for line in printed.out.splitlines() if line.startswith("go on with: ")]
+    name, *words = shlex.split(command.removeprefix("go on with: "))
+    assert name == "manystream"
+    assert status(*words) == 0
+    assert_same_run(whole, out)
+
+
+def test_torchrun_passing_sigterm_on_does_not_keep_the_model_from_being_saved(
+    tmp_path, monkeypatch, capsys
+):
+    def terminated(*_, **__):
+        raise Terminated("SIGTERM ended training")
+
+    save = StreamClassifier.save
+
+    def save_while_others_end(self, path):
+        signal.raise_signal(signal.SIGTERM)
+        save(self, path)
+
+    monkeypatch.setattr(StreamClassifier, "fit", terminated)
+    monkeypatch.setattr(StreamClassifier, "save", save_while_others_end)
+    assert train(tmp_path / "run") == 143
+    assert (tmp_path / "run/model.safetensors").exists()
+    assert "go on with: manystream train" in capsys.readouterr().out
+
+
+def test_sigterm_before_training_ends_it_with_a_word(tmp_path, monkeypatch, capsys):
+    def terminate(*_):
+        signal.raise_signal(signal.SIGTERM)
+
+    handler = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("manystream.cli.train.load_training_data", terminate)
+    assert train(tmp_path / "run") == 143
+    assert capsys.readouterr().err == "ended by SIGTERM\n"
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"fit: {epochs: 3", "expected ',' or '}'"),
+        (b"\xff\xfe\x00", ""),
+        (b"", "it has no options of data"),
+        (b"[1, 2]", "it has no options of data"),
+        (b"data: {}\nmodel: 3\nfit: {}", "it has no options of model"),
+    ],
+)
+def test_a_damaged_configuration(content, reason, tmp_path, capsys):
+    (tmp_path / "config.yaml").write_bytes(content)
+    assert train(tmp_path, "--resume", "--data.batch_size=auto") == 2
+    error = capsys.readouterr().err
+    assert f"error: {tmp_path / 'config.yaml'} is damaged: " in error
+    assert reason in error
+    assert "remove it, and resume with the options that the run was started with" in error
 
 
 def test_resume_where_nothing_is_begins(tmp_path):

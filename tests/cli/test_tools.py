@@ -1,4 +1,4 @@
-"""`compare`, `inspect`, `convert` and `bench memory`, end to end on tiny cases."""
+"""`compare`, `inspect` and `convert`, end to end on tiny cases."""
 
 import json
 
@@ -79,12 +79,9 @@ def test_convert_refuses_what_it_cannot_read(tmp_path, capsys) -> None:
     assert not out.exists()
 
 
-def test_bench_memory_prints_and_writes_ratios(tmp_path, capsys) -> None:
-    out = tmp_path / "bench"
-    words = ("--width=0.0625", "--image-size=[32, 32]", "--batch-size=4", "--device=cpu")
-    assert status("bench", "memory", "--out", out, *words, "--steps=1", "--baselines=null") == 0
-    rows = json.loads((out / "memory.json").read_text())["rows"]
-    assert [row["name"] for row in rows] == ["fast", "balanced", "lean", "min"]
-    assert rows[0]["memory_ratio"] == 1
-    Image.open(out / "memory.png").verify()
-    assert "balanced" in capsys.readouterr().out
+def test_compare_takes_modality_dropout_from_a_stream_alone(tmp_path) -> None:
+    words = ("--fit.modality_dropout=true", "--fit.modality_dropout_rate=0.4", "--fit.epochs=1")
+    out = tmp_path / "compared"
+    families = ("--families", "[single_stream]", "--data.streams=[rgb]")
+    assert status("compare", "--out", out, *families, *SCENES, *QUICK, *words) == 0
+    assert json.loads((out / "subsets.json").read_text()).keys() == {"rgb alone"}

@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
 
 from manystream.data.bands import has_bands
 from manystream.data.image import UnreadableImageError, read_image
+from tests.data.builders import noise
 
 SHAPE = (6, 8)
 
@@ -80,3 +82,50 @@ def test_the_pixel_limit_holds_for_bands(tmp_path):
     path = write(tmp_path / "x.tif", values(5, np.uint16), planarconfig="contig")
     with pytest.raises(UnreadableImageError, match="6 x 8 pixels; expected at most 47"):
         read_image(path, max_pixels=47)
+
+
+def with_deflate(path, pixels, **options) -> bytes:
+    """Write a TIFF that is packed by Deflate, and give its bytes."""
+    Image.fromarray(pixels).save(path, compression="tiff_adobe_deflate", **options)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("channels", "dtype"), [(1, np.uint8), (1, np.uint16), (1, np.float32), (3, np.uint8)]
+)
+def test_a_tiff_that_is_cut_off_never_gives_other_pixels(tmp_path, channels, dtype):
+    pixels = noise(40, 52, channels).astype(dtype).squeeze()
+    path = tmp_path / "x.tif"
+    whole = with_deflate(path, pixels)
+    for cut in range(1, 40):
+        path.write_bytes(whole[:-cut])
+        assert found_or_none(path) in (None, pixels.tobytes()), cut
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_a_flipped_bit_of_deflated_pixels_never_gives_other_ones(tmp_path, dtype):
+    path = tmp_path / "x.tif"
+    pixels = noise(12, 9, 1)[..., 0].astype(dtype)
+    whole = with_deflate(path, pixels)
+    with tifffile.TiffFile(path) as file:
+        (first,), (length,) = file.pages.first.dataoffsets, file.pages.first.databytecounts
+    for bit in range(8 * first, 8 * (first + length)):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        assert found_or_none(path) in (None, pixels.tobytes()), bit
+
+
+def test_a_deflated_tiff_of_several_strips_is_exact(tmp_path):
+    path = tmp_path / "x.tif"
+    for predictor in (1, 2):
+        with_deflate(path, noise(40, 52), tiffinfo={278: 7, 317: predictor})
+        np.testing.assert_array_equal(read_image(path), noise(40, 52))
+
+
+def found_or_none(path) -> bytes | None:
+    """Pixels of a file; None if it is found to be damaged."""
+    try:
+        return read_image(path).tobytes()
+    except UnreadableImageError:
+        return None

@@ -1,5 +1,7 @@
+import os
 import pickle
 import struct
+import threading
 import tracemalloc
 import warnings
 import zlib
@@ -198,11 +200,46 @@ def test_text_is_no_image(tmp_path, suffix):
         read_image(path)
 
 
+def test_every_flipped_bit_of_a_png_is_found(tmp_path):
+    path = tmp_path / "x.png"
+    Image.fromarray(np.full((40, 50, 3), 128, np.uint8) ^ (COLOR[0, 0] & 15)).save(path)
+    whole = path.read_bytes()
+    for bit in range(8 * len(whole)):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        with pytest.raises(UnreadableImageError):
+            read_image(path)
+
+
+def test_what_follows_the_last_chunk_of_a_png_is_passed_over(tmp_path):
+    path = tmp_path / "x.png"
+    Image.fromarray(COLOR).save(path)
+    path.write_bytes(path.read_bytes() + b"appended by a camera")
+    assert_stored(path, COLOR)
+
+
 def test_missing_file_and_unknown_suffix(tmp_path):
     with pytest.raises(UnreadableImageError, match="No such file"):
         read_image(tmp_path / "x.png")
     with pytest.raises(UnreadableImageError, match=r"'\.bmp'; expected one of \.jpg"):
         read_image(tmp_path / "x.bmp")
+
+
+@pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_pipe_and_a_folder_are_no_images(tmp_path, suffix, make):
+    path, refused = tmp_path / f"x{suffix}", []
+    make(path)
+
+    def read():
+        refuse_to_read(path, "no file")
+        refused.append(path)
+
+    reader = threading.Thread(target=read, daemon=True)  # A pipe would wait for ever.
+    reader.start()
+    reader.join(timeout=5)
+    assert refused == [path]
 
 
 def test_the_error_survives_a_worker_process():
@@ -248,10 +285,10 @@ def test_a_small_file_of_a_huge_image_is_not_decoded(tmp_path, side):
     assert before < 2**20
 
 
-def refuse_to_read(path: Path) -> None:
+def refuse_to_read(path: Path, reason: str = "pixels") -> None:
     with warnings.catch_warnings():  # Pillow's own, above 89 million pixels
         warnings.simplefilter("ignore")
-        with pytest.raises(UnreadableImageError, match="pixels"):
+        with pytest.raises(UnreadableImageError, match=reason):
             read_image(path)
 
 

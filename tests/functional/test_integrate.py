@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from manystream.functional import linear_integrate
+from manystream.functional import linear_integrate, scalar_integrate
 from manystream.functional.integrate import LINEAR, Placement, integrate
 from manystream.presence import Presence, Run, Views
 from tests.builders import mask_of, presences
@@ -262,3 +262,36 @@ def test_what_is_handed_on_brings_its_gradient_back() -> None:
     due = torch.autograd.grad(loss, [*raw, *weights])
     for ours, theirs in zip(came, due, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_shapes_that_would_be_broadcast_are_refused() -> None:
+    placement = PLACES["several runs"]
+    raw, weights, z, kernel, _ = operands(placement)
+    one = torch.ones(1, dtype=torch.float64)
+    for other in (raw[1][:1], raw[1][:, :1], raw[1][..., :1], raw[1].mT):
+        for function, parameters in ((linear_integrate, weights), (scalar_integrate, [one, one])):
+            with pytest.raises(ValueError, match=r"raw\[1\] has shape .*; expected 3 rows"):
+                function([raw[0], other], parameters, placement, 4)
+    for other in (z[:1], z[..., :1], z.mT):
+        with pytest.raises(
+            ValueError, match=r"integrated input has shape .*; expected 4 of \(5, 7\)"
+        ):
+            linear_integrate(raw, weights, placement, 4, other, kernel)
+    with pytest.raises(ValueError, match=r"stride \(2, 2\), which gives 4 views of \(3, 4\)"):
+        linear_integrate(raw, weights, placement, 4, z, kernel, stride=2)
+
+
+@pytest.mark.parametrize("stride", [(2, 1), (1, 3)])
+def test_different_steps_down_and_across(stride: tuple[int, int]) -> None:
+    placement = PLACES["several runs"]
+    raw, weights, _, kernel, _ = operands(placement, size=(2, 3))
+    size = (raw[0].shape[2] * stride[0], raw[0].shape[3] * stride[1])
+    z = operands(placement, size=size)[2]
+
+    def function(*_: Tensor) -> Tensor:
+        return linear_integrate(raw, weights, placement, 4, z, kernel, stride=stride)
+
+    torch.testing.assert_close(
+        function(), naive(raw, weights, placement, 4, z, kernel, stride=stride)
+    )
+    assert torch.autograd.gradcheck(function, [z, kernel])

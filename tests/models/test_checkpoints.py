@@ -1,7 +1,9 @@
+import contextlib
 import os
 import pickle
 import re
 from collections import OrderedDict
+from itertools import product
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -11,7 +13,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from manystream.cli import main
 from manystream.models.checkpoints import read_state_dict
+from tests.models.originals import synthetic_checkpoint
 
 STATE = {"conv1.weight": torch.arange(6.0).view(2, 3), "fc.bias": torch.tensor([1, 2])}
 
@@ -205,3 +209,36 @@ def test_a_torch_file_of_something_else(content: Any, tmp_path: Path) -> None:
     torch.save(content, path)
     with pytest.raises(ValueError, match="holds no state dict; expected tensors by key"):
         read_state_dict(path)
+
+
+def test_a_flipped_bit_of_a_torch_file_never_gives_other_tensors(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save(STATE, path)
+    whole = path.read_bytes()
+    for place, bit in product(range(len(whole)), (1, 16)):
+        flipped = bytearray(whole)
+        flipped[place] ^= bit
+        path.write_bytes(flipped)
+        with contextlib.suppress(ValueError):
+            assert_same(read_state_dict(path))
+
+
+def test_a_torch_file_without_checksums_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(STATE, path)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert_same(read_state_dict(path))
+
+
+def test_a_damaged_checkpoint_is_not_converted(tmp_path: Path, capsys) -> None:
+    path = tmp_path / "old.pth"
+    torch.save({"state_dict": synthetic_checkpoint("li_net3")}, path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+    words = ["convert", "--checkpoint", str(path), "--out", str(tmp_path / "new.safetensors")]
+    assert main(words) == 2
+    assert f"{path} is damaged: " in capsys.readouterr().err

@@ -1,9 +1,10 @@
-"""A run that kills its own process at a chosen moment; the signal is a real SIGKILL."""
+"""A run that kills its own process at a chosen moment; the signal is a real one."""
 
 import os
 import signal
 from pathlib import Path
 
+import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -15,6 +16,7 @@ from manystream.training import FitOptions, fit
 from manystream.training.checkpoints import checkpoint_file
 from manystream.training.checkpoints.run_folder import RunFolder
 from manystream.training.reports.history import History
+from manystream.training.termination import Terminated
 from tests.data.builders import DEPTH, RGB, identity
 from tests.training.builders import CPU, array_source, easy_samples, tiny_model, tuple_batches
 
@@ -61,17 +63,23 @@ def loaders_of(kind: str):
 
 
 class Moments:
-    """Counts moments of a run, and kills the process at one of them."""
+    """Counts moments of a run, and kills the process at one of them.
 
-    def __init__(self, kill_at=None):
+    ``kill_at`` is its number; ``terminate_at`` is a kind and a number of that kind, for SIGTERM.
+    """
+
+    def __init__(self, kill_at=None, terminate_at=None):
         self.seen: list[str] = []
         self.kill_at = kill_at
+        self.terminate_at = terminate_at
 
     def pass_by(self, kind: str, before_dying=None):
         if len(self.seen) == self.kill_at:
             if before_dying is not None:
                 before_dying()
             os.kill(os.getpid(), signal.SIGKILL)
+        if (kind, self.seen.count(kind)) == self.terminate_at:
+            os.kill(os.getpid(), signal.SIGTERM)
         self.seen.append(kind)
 
     def watch(self, model):
@@ -114,3 +122,13 @@ def run(kind, folder, resume, kill_at):
     options = FitOptions(**OPTIONS[kind])
     fit(model, *loaders_of(kind), options, out_dir=Path(folder), resume=resume)
     return moments.seen
+
+
+def run_until_sigterm(kind, folder, at):
+    """Train, saving no state within an epoch but at SIGTERM; returns how the run ended."""
+    model, moments = tiny_model(dropout=0.5), Moments(terminate_at=at)
+    moments.watch(model)
+    options = FitOptions(**{**OPTIONS[kind], "checkpoint_every_steps": None})
+    with pytest.raises(Terminated) as ended:
+        fit(model, *loaders_of(kind), options, out_dir=Path(folder))
+    return ended.value.code, ended.value.message

@@ -17,7 +17,11 @@ from tests.training.together import (
     step,
     train,
     train_on_any,
+    train_on_lists,
+    train_on_shards,
     train_states,
+    train_until_sigterm,
+    validate_until_sigterm,
 )
 
 MODES = ("fast", "balanced", "lean", "min")
@@ -219,6 +223,44 @@ def test_two_killed_processes_end_as_if_they_had_not_been(tmp_path, changes, kil
     ):
         torch.testing.assert_close(weights, expected_weights, rtol=0, atol=0)
         assert repeatable(history) == repeatable(expected_history)
+
+
+@pytest.mark.parametrize("signalled", [0, 1])
+@pytest.mark.parametrize("moment", [("step", 1), ("validation", 0)])
+def test_sigterm_to_one_of_two_processes_ends_both_and_nothing_is_lost(tmp_path, moment, signalled):
+    whole = in_processes(train, 4, {"modality_dropout": True}, tmp_path / "whole", count=2)
+    cut = tmp_path / "cut"
+    ended = in_processes(train_until_sigterm, signalled, moment, cut, count=2)
+    assert [status for status, _ in ended] == [143, 143]
+    [state] = (cut / "checkpoints").glob("epoch-*")
+    assert all(f"its state is in {state}" in message for _, message in ended)
+    resumed = in_processes(train, 4, {"modality_dropout": True}, cut, True, count=2)
+    for (weights, history, _), (expected_weights, expected_history, _) in zip(
+        resumed, whole, strict=True
+    ):
+        torch.testing.assert_close(weights, expected_weights, rtol=0, atol=0)
+        assert repeatable(history) == repeatable(expected_history)
+
+
+@pytest.mark.parametrize("signalled", [0, 1])
+def test_sigterm_in_a_long_validation_does_not_wait_for_its_end(signalled):
+    ended = in_processes(validate_until_sigterm, signalled, count=2)
+    assert [status for status, _ in ended] == [143, 143]
+    assert all(validated < 50 for _, validated in ended), "of about 100 each"
+
+
+@pytest.mark.parametrize("counts", [(6, 2), (2, 6)])
+def test_an_epoch_of_unequal_iterables_ends_with_the_first_that_does(counts):
+    (first, history), (second, other) = in_processes(train_on_shards, counts, count=2)
+    assert history == other
+    assert history["num_processes"] == [2, 2]
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+def test_lists_of_unequal_length_are_refused_by_all():
+    [first], [second] = in_processes(train_on_lists, (6, 2), count=2)
+    assert "train_loader gives 3 batches to this process, 1 to 3 to all" in first
+    assert "train_loader gives 1 batches to this process, 1 to 3 to all" in second
 
 
 def test_a_run_of_two_processes_is_not_resumed_by_one(tmp_path):

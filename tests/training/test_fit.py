@@ -1,6 +1,10 @@
 import copy
+import math
+import os
+import random
 import signal
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
@@ -295,6 +299,75 @@ def test_frozen_parts_stay_in_evaluation_mode():
     with pytest.warns(UserWarning, match="in eval mode at the start of training"):
         model.fit(tuple_batches(8), epochs=1, **CPU)
     assert torch.equal(frozen.running_mean, before)
+
+
+def test_the_callers_random_numbers_go_on_as_if_nothing_had_been_trained(monkeypatch):
+    def draw():
+        return random.random(), np.random.rand(), torch.rand(()).item()  # noqa: NPY002
+
+    monkeypatch.setenv("PL_SEED_WORKERS", "0")
+    random.seed(5), np.random.seed(6), torch.manual_seed(7)  # noqa: NPY002
+    expected = draw()
+    random.seed(5), np.random.seed(6), torch.manual_seed(7)  # noqa: NPY002
+    tiny_model().fit(tuple_batches(8), epochs=1, **CPU)
+    assert draw() == expected
+    assert torch.initial_seed() == 7
+    assert os.environ["PL_SEED_WORKERS"] == "0"
+    assert "PL_GLOBAL_SEED" not in os.environ
+
+
+def test_a_generator_is_refused_for_more_than_one_epoch():
+    def batches():
+        yield from tuple_batches(16)
+
+    model = tiny_model()
+    with pytest.raises(ValueError, match=r"train_loader is a generator, .* and epochs is 3; give"):
+        model.fit(batches(), epochs=3, **CPU)
+    with pytest.raises(ValueError, match="val_loader is a generator"):
+        model.fit(tuple_batches(8), batches(), epochs=2, **CPU)
+    history = model.fit(batches(), batches(), epochs=1, **CPU)
+    assert history["val_num_samples"] == [16]
+
+
+@pytest.mark.parametrize("which", ["train_loader", "val_loader"])
+def test_a_loader_that_is_used_up_after_an_epoch_is_noticed(which):
+    class Once(IterableDataset):
+        def __init__(self):
+            self.batches = iter(tuple_batches(16))
+
+        def __iter__(self):
+            return self.batches
+
+    loaders = {"train_loader": tuple_batches(16), "val_loader": tuple_batches(16)}
+    loaders[which] = DataLoader(Once(), batch_size=None)
+    with pytest.raises(ValueError, match=f"{which} has no batch in an epoch after the first"):
+        tiny_model().fit(**loaders, epochs=3, **CPU)
+
+
+def test_validation_images_that_give_nan_are_named():
+    validation = dict_batches(tuple_batches(16), torch.ones(8, 2, dtype=torch.bool))
+    validation[1]["rgb"][3, 0, 0, 0] = math.nan
+    validation[1]["ids"] = [f"room/{b}" for b in range(8)]
+    with pytest.warns(UserWarning, match="val_loss of epoch") as caught:
+        history = tiny_model().fit(tuple_batches(16), validation, epochs=2, **CPU)
+    assert all(map(math.isnan, history["val_loss"]))
+    assert [str(warning.message) for warning in caught] == [
+        f"val_loss of epoch {epoch} (from 0) is not a finite number: the network gives NaN or "
+        "infinity for 1 of 16 validation samples, room/3; look at these images"
+        for epoch in range(2)
+    ]
+
+
+@pytest.mark.parametrize("arguments", [{"strategy": "deepspeed"}, {"devices": 3}, {}])
+def test_a_package_that_is_missing_is_not_blamed_on_the_accelerator(arguments, monkeypatch):
+    def broken(**_):
+        raise ImportError("cannot import abacus")
+
+    monkeypatch.setattr("lightning.pytorch.Trainer", broken)
+    with pytest.raises(ValueError, match="cannot import abacus") as error:
+        check_fit(FitOptions(**arguments, **CPU), 2)
+    assert "accelerator" not in str(error.value)
+    assert all(f"{name} is {value!r}" in str(error.value) for name, value in arguments.items())
 
 
 def test_nothing_to_train_on():

@@ -1,24 +1,29 @@
 """What one of several processes does in the tests of training together."""
 
+import os
+import signal
+import time
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from manystream.data.dataset import StreamDataset
 from manystream.data.loaders import make_loader
 from manystream.data.options import DataOptions
 from manystream.data.transforms import EvalTransform
 from manystream.layers import synchronise_norms
-from manystream.training import FitOptions, fit
+from manystream.training import FitOptions, fit, termination
 from manystream.training.distributed import average_gradients
+from manystream.training.termination import Terminated
 from tests.builders import mask_of, random_images, small_resnet
 from tests.data.builders import DEPTH, RGB, identity
-from tests.training.builders import CPU, array_source, easy_samples, tiny_model
+from tests.training.builders import CPU, array_source, easy_samples, tiny_model, tuple_batches
 from tests.training.killing import Moments
 
 
@@ -135,3 +140,61 @@ def train_on_any(batch_size, shuffle):
     options = FitOptions(epochs=2, **CPU)
     history = fit(model, any_loader(batch_size, shuffle), any_loader(batch_size, False), options)
     return model.state_dict(), dict(history)
+
+
+def train_until_sigterm(signalled, moment, out, batch_size=4):
+    """Fit until SIGTERM comes to one process: how this one ended, and how long after it."""
+    mine = int(os.environ["RANK"]) == signalled
+    model, moments = tiny_model(), Moments(terminate_at=moment if mine else None)
+    moments.watch(model)
+    options = FitOptions(epochs=2, sync_batchnorm=True, modality_dropout=True, **CPU)
+    validation = own_loader(batch_size, count=13, shuffle=False)
+    with pytest.raises(Terminated) as ended:
+        fit(model, own_loader(batch_size), validation, options, out_dir=Path(out))
+    return ended.value.code, ended.value.message
+
+
+def validate_until_sigterm(signalled):
+    """Fit with a validation that takes long, until SIGTERM comes to one process in it."""
+    termination._PATIENCE_SECONDS, termination._ROUND_SECONDS = 0.0, 0.05
+    model, validated = tiny_model(), []
+
+    def slowly(*_):
+        if not model.training:
+            validated.append(1)
+            time.sleep(0.02)
+            if len(validated) == 3 and int(os.environ["RANK"]) == signalled:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    model.register_forward_hook(slowly)
+    validation = tuple_batches(201, batch_size=1)  # the last is for one process only
+    with pytest.raises(Terminated) as ended:
+        fit(model, own_loader(4), validation, FitOptions(epochs=1, **CPU))
+    return ended.value.code, len(validated)
+
+
+class Shard(IterableDataset):
+    """As many batches as the processes have been told, each its own number."""
+
+    def __init__(self, counts):
+        self.count = counts[int(os.environ["RANK"])]
+
+    def __iter__(self):
+        return iter(tuple_batches(8 * self.count))
+
+
+def train_on_shards(counts):
+    """Fit on an iterable data set of another length in each process."""
+    model = tiny_model()
+    history = fit(
+        model, DataLoader(Shard(counts), batch_size=None), None, FitOptions(epochs=2, **CPU)
+    )
+    return model.state_dict(), dict(history)
+
+
+def train_on_lists(counts):
+    """Fit on a list of another length in each process: the error."""
+    batches = tuple_batches(8 * counts[int(os.environ["RANK"])])
+    with pytest.raises(ValueError, match="train_loader gives") as error:
+        fit(tiny_model(), batches, None, FitOptions(epochs=1, **CPU))
+    return [str(error.value)]

@@ -15,8 +15,9 @@ from manystream.cli.batches import load_training_data
 from manystream.cli.options import CompareOptions
 from manystream.cli.output import console, fresh_path, plain, print_subsets, say
 from manystream.data.loaders import TrainingData
+from manystream.memory.cost import measure_step
 from manystream.training import evaluate_subsets
-from manystream.training.cost import measure_step
+from manystream.training.recipe.dropout_options import dropout_off
 from manystream.training.reports.report import Run, write_report
 
 
@@ -56,7 +57,7 @@ def _run(name: str, family: str, data: TrainingData, options: CompareOptions, fo
     if model.num_streams == 1:  # there is no other stream to survive on
         fit = replace(
             fit,
-            modality_dropout=False,
+            **dropout_off(),
             subset_accuracy_every=0,
             freeze_patience=None,
             balance_penalty=0.0,

@@ -100,39 +100,3 @@ class CheckDataOptions:
             not self.splits or len(set(self.splits)) < len(self.splits)
         ):
             raise ValueError(f"--splits is {self.splits}; expected one or more, each once")
-
-
-@dataclass
-class BenchDataOptions:
-    """Measure how many images per second reach the network, from files and from a prepared set.
-
-    Each way of feeding takes its turn in every round, so that they share what else the machine
-    does; ratios are to a plain torch DataLoader that reads every file and augments on the CPU.
-
-    Raises:
-        ValueError: if a number is out of its range.
-    """
-
-    prepared: Path | None = None
-    """The same data as `manystream prepare` wrote it; left out, a part of the training split is
-    prepared in a folder that is removed at the end."""
-    batches: int = 4
-    """Batches of each turn for each worker: workers deliver in bursts, one batch each."""
-    rounds: int = 5
-    """Turns of each way."""
-    samples: int = 4096
-    """Most training samples to read; they are read again and again. Few of them make short epochs,
-    and at the beginning of each the workers start anew."""
-    blanked: float = 0.0
-    """Probability that a sample loses a stream to modality dropout."""
-    out: Path | None = None
-    """Folder for the numbers; runs/bench-data-<date>-<time> by default."""
-    data: DataOptions = field(default_factory=DataOptions)
-    """Where images come from."""
-
-    def __post_init__(self) -> None:
-        for name in ("batches", "rounds", "samples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} is {getattr(self, name)}; expected at least 1")
-        if not 0 <= self.blanked <= 1:
-            raise ValueError(f"--blanked is {self.blanked}; expected a share from 0 to 1")

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
+from manystream.choices import check_choices
 from manystream.classifier import create_model
 from manystream.data.image import MAX_PIXELS
 from manystream.data.options import DataOptions, OnError
 from manystream.data.units import LengthUnit
-from manystream.memory.case import Precision
 from manystream.models.families import family
 from manystream.models.memory_modes import MemoryMode
 from manystream.training import ConditionOptions, FitOptions
@@ -19,7 +19,11 @@ from manystream.training import ConditionOptions, FitOptions
 
 @dataclass
 class ResNetOptions:
-    """Size of the network."""
+    """Size of the network.
+
+    Raises:
+        ValueError: if a value is none of its choices.
+    """
 
     depth: int = 18
     """Layers of the ResNet: 18, 34, 50 or 101."""
@@ -30,6 +34,9 @@ class ResNetOptions:
     memory: MemoryMode = "fast"
     """What a training step keeps: from left to right less memory and more time, and the same
     gradients."""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
 
 @dataclass
@@ -47,6 +54,7 @@ class ModelOptions(ResNetOptions):
     """Weights of an ordinary ResNet for some streams, as {stream: file}."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         with torch.device("meta"):  # Takes no memory; an error is to come before all work.
             create_model(
                 self.family,
@@ -99,7 +107,11 @@ class EvaluateOptions:
 
 @dataclass
 class PredictOptions:
-    """Write the class probabilities of a folder of images."""
+    """Write the class probabilities of a folder of images.
+
+    Raises:
+        ValueError: if a value is none of its choices.
+    """
 
     model: Path
     """The model.safetensors that training wrote."""
@@ -118,6 +130,9 @@ class PredictOptions:
     depth in metres."""
     max_pixels: int = MAX_PIXELS
     """Height times width above which an image is not decoded and counts as unreadable."""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
 
 @dataclass
@@ -180,64 +195,3 @@ class InspectOptions:
     """Folder to write into; runs/inspect-<date>-<time> by default."""
     data: DataOptions = field(default_factory=DataOptions)
     """Where images come from; the first batch of val_split is looked at."""
-
-
-@dataclass
-class BenchOptions(ResNetOptions):
-    """A training step to measure.
-
-    Raises:
-        ValueError: if a number is out of its range.
-    """
-
-    family: str = "li_net3"
-    """How the streams are mixed."""
-    streams: dict[str, int] = field(default_factory=lambda: {"rgb": 3, "depth": 1})
-    """Channels of each stream by name."""
-    batch_size: int = 32
-    """Samples per batch."""
-    image_size: tuple[int, int] = (224, 224)
-    """Height and width in pixels, for example [416, 544]."""
-    blanked: float = 0.2
-    """Share of samples that lack one of their streams, each stream in turn."""
-    precision: Precision = "bf16"
-    """bf16 (autocast), fp32, or tf32 (float32 with TF32 products)."""
-    device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
-    """Where to measure: cuda or cpu."""
-    steps: int = 50
-    """Steps to time."""
-    baselines: Path | None = Path("benchmarks/baselines.py")
-    """Python file whose BASELINES are measured too; skipped where it does not exist."""
-    out: Path | None = None
-    """Folder for the numbers; runs/bench-<what>-<date>-<time> by default."""
-
-    def __post_init__(self) -> None:
-        for name, value in (("batch_size", self.batch_size), ("steps", self.steps)):
-            if value < 1:
-                raise ValueError(f"--{name} is {value}; expected at least 1")
-        if min(self.image_size) < 1:
-            raise ValueError(f"--image_size is {self.image_size}; expected height and width")
-        if not 0 <= self.blanked <= 1:
-            raise ValueError(f"--blanked is {self.blanked}; expected a share from 0 to 1")
-        if self.blanked > 0 and len(self.streams) < 2:
-            raise ValueError(f"--blanked is {self.blanked}; the one stream there is must stay: 0")
-        if self.device.startswith("cuda") and not torch.cuda.is_available():
-            raise ValueError(f"--device is {self.device}, but there is no GPU; expected cpu")
-
-
-@dataclass
-class BenchMemoryOptions(BenchOptions):
-    """Measure the memory of a training step in every memory mode, and in what users run instead.
-
-    Peaks, what is kept for backward, and time, each in a fresh process; a plot over the step. On a
-    CPU storages are counted.
-    """
-
-
-@dataclass
-class BenchStepOptions(BenchOptions):
-    """Measure the time of a training step in every memory mode, and in what users run instead.
-
-    Eagerly and in CUDA graphs, beside the least time that its operations need on this machine, and
-    with the time by kind of kernel.
-    """

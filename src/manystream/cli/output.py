@@ -7,12 +7,19 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+from manystream.extras import train_extra
+
+with train_extra():
+    from rich.console import Console
+    from rich.table import Table
 
 from manystream.training.evaluation.robustness import Curve
 
-console = Console()
+# Names of classes, streams and files are printed as they are: "[/red]" ends no colour, and
+# ":cat:" is no picture.
+_AS_IT_IS: dict[str, Any] = {"markup": False, "emoji": False}
+
+console = Console(**_AS_IT_IS)
 
 
 def say(line: str) -> None:
@@ -22,7 +29,7 @@ def say(line: str) -> None:
 
 def complain(line: str) -> None:
     """Print a message of failure to the standard error."""
-    _print(Console(stderr=True), line, style="red")
+    _print(Console(stderr=True, **_AS_IT_IS), line, style="red")
 
 
 def print_subsets(runs: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
@@ -104,4 +111,4 @@ def plain(values: Any) -> Any:
 
 def _print(to: Console, line: str, style: str | None = None) -> None:
     # Soft wrapping breaks no path in two.
-    to.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+    to.print(line, style=style, highlight=False, soft_wrap=True)

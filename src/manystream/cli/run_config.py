@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -37,10 +38,35 @@ def folder_of(options: TrainOptions, *, first: bool) -> Path:
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
-    """The configuration that a run was started with; None if it got not that far."""
+    """The configuration that a run was started with; None if it got not that far.
+
+    Raises:
+        ValueError: if it cannot be read, or is no longer what was written.
+    """
     path = folder / _FILE
-    config: dict[str, Any] | None = yaml.safe_load(path.read_text()) if path.exists() else None
-    return config
+    if not path.exists():
+        return None
+    try:
+        config = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise _damaged(path, str(error)) from error
+    for group in ("data", "model", "fit"):
+        if not isinstance(config, dict) or not isinstance(config.get(group), dict):
+            raise _damaged(path, f"it has no options of {group}")
+    return config  # type: ignore[no-any-return]
+
+
+def _damaged(path: Path, reason: str) -> ValueError:
+    return ValueError(
+        f"{path} is damaged: {reason}; remove it, and resume with the options that the run was "
+        "started with"
+    )
+
+
+def command_to_resume(folder: Path) -> str:
+    """The command line that goes on with a run."""
+    words = ["manystream", "train", "--config", str(folder / _FILE), "--out", str(folder)]
+    return shlex.join([*words, "--resume"])
 
 
 def write_config(folder: Path, config: Mapping[str, Any]) -> None:

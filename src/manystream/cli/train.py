@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -17,6 +18,7 @@ from manystream.cli.options import TrainOptions
 from manystream.cli.output import console, print_subsets, say
 from manystream.cli.run_config import (
     check_same_config,
+    command_to_resume,
     config_of,
     folder_of,
     read_config,
@@ -28,6 +30,7 @@ from manystream.training.distributed import first_to_start
 from manystream.training.fit import check_fit
 from manystream.training.loss_guard import NonFiniteLossError
 from manystream.training.reports.report import Run, write_report
+from manystream.training.termination import Terminated, sigterm_handled
 
 MODEL_FILE = "model.safetensors"
 
@@ -73,14 +76,18 @@ def train(options: TrainOptions) -> None:
 
 @contextmanager
 def _weights_kept(model: StreamClassifier, out: Path | None) -> Iterator[None]:
-    """Save the model when training ends, or Ctrl-C ends it; else there are checkpoints."""
+    """Save the model when training ends, or a signal ends it; else there are checkpoints."""
     try:
         yield
     except NonFiniteLossError:
         say(f"the history and the checkpoints are in {out}")
         raise
-    except KeyboardInterrupt:
-        _save(model, out)
+    except (KeyboardInterrupt, Terminated):
+        # As soon as another process has ended, torchrun passes SIGTERM to this one.
+        with sigterm_handled(signal.SIG_IGN):
+            _save(model, out)
+            if out is not None:
+                say(f"go on with: {command_to_resume(out)}")
         raise
     _save(model, out)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import stat
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from manystream.data.bands import has_bands, read_bands
+from manystream.data.bands import check_deflated, has_bands, read_bands
+from manystream.data.png import check_chunks
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".npy")
 
@@ -89,6 +91,8 @@ def _decode(path: Path, max_pixels: int) -> np.ndarray:
     suffix = path.suffix.lower()
     if suffix not in IMAGE_SUFFIXES:
         raise ValueError(f"its suffix is {suffix!r}; expected one of {', '.join(IMAGE_SUFFIXES)}")
+    if not stat.S_ISREG(path.stat().st_mode):  # Opening a pipe would wait for ever.
+        raise ValueError("it is no file, but a folder, a pipe or a device; take it away")
     if suffix == ".npy":
         return _decode_npy(path, max_pixels)
     if _PILLOW_CLASSES[suffix] is TiffImageFile and has_bands(path):
@@ -109,6 +113,10 @@ def _decode_pillow(path: Path, max_pixels: int) -> np.ndarray:
             raise ValueError(f"it is named {path.suffix}, but it is a {image.format}; rename it")
         _check_size(image.size, max_pixels)
         _refuse_lossy_depth(image)
+        if isinstance(image, PngImageFile):
+            check_chunks(path)
+        if isinstance(image, TiffImageFile):
+            check_deflated(path)
         return np.array(_plain_mode(image))
 
 

@@ -17,10 +17,11 @@ from manystream.data.options import AugmentOn, DataOptions, Report
 from manystream.data.preprocessing import Preprocessing
 from manystream.data.raw import BatchReader, RawDataset
 from manystream.data.sampler import StreamBatchSampler
-from manystream.data.sources.wanted import TRAINVAL
+from manystream.data.sources.wanted import TRAIN, TRAINVAL, VAL
 from manystream.data.survey import Progress
 from manystream.data.transforms import EvalTransform, TrainTransform
 
+_TRAINED = {TRAIN, VAL, TRAINVAL}
 # More would only wait for each other: a third of their time is spent on draws, in Python.
 _MOST_THREADS = 4
 
@@ -72,6 +73,7 @@ def training_data(
             is ``"raise"``.
     """
     options = identified(options, report)
+    _check_apart(options)
     train, statistics = open_split(options, options.train_split, report=report, progress=progress)
     val, _ = open_split(options, options.val_split, train.streams, train.classes, report, progress)
     preprocessing = Preprocessing(options.image_size, train.streams, statistics)
@@ -85,6 +87,17 @@ def training_data(
         train.classes,
         _held_out(options),
     )
+
+
+def _check_apart(options: DataOptions) -> None:
+    """Refuse to validate on what is trained on."""
+    train, val = options.train_split, options.val_split
+    held_out = options.format is not None and FORMATS[options.format].holds_out
+    if train == val or (held_out and TRAINVAL in (train, val) and {train, val} <= _TRAINED):
+        raise ValueError(
+            f"--data.val_split is {val}, and --data.train_split is {train}: validation would be on "
+            "what was trained on; name a split of other samples"
+        )
 
 
 def _held_out(options: DataOptions) -> dict[str, Any] | None:

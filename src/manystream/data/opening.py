@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from manystream.data.formats import FORMATS, recognise
 from manystream.data.options import DataOptions, OnError, Report
+from manystream.data.pairing import mismatches, one_sided_classes
 from manystream.data.prepared import PreparedSource
 from manystream.data.problems import Problem, settling
 from manystream.data.source import Source, StreamSpec
-from manystream.data.sources.files import FileSource
+from manystream.data.sources.files import FileSource, file_key
 from manystream.data.sources.hints import StreamHints
 from manystream.data.sources.nyu_source import NyuSource
 from manystream.data.sources.scenes import SceneSource
@@ -24,6 +25,7 @@ from manystream.data.survey import Progress, Survey, presence_summary, survey
 from manystream.data.survey_cache import survey_once
 
 _SCENES_SURVEYED = 256
+_LEFT_OUT = "are left out"
 
 
 def identified(options: DataOptions, report: Report = print) -> DataOptions:
@@ -66,6 +68,9 @@ def open_split(
             and ``on_error`` is ``"raise"``.
     """
     source = open_source(options, split, streams, classes, report)
+    _check_pairing(source, split, "skip" if classes else options.on_error, report)
+    if isinstance(source, FileSource):
+        source = _one_label_each(source, options.on_error, report)
     if isinstance(source, PreparedSource):  # It was surveyed before it was written.
         _report_absences(source, split, report)
         return source, source.statistics
@@ -86,6 +91,7 @@ def open_source(
     report: Report = print,
 ) -> Source:
     """Open one split without a look at its images; otherwise as :func:`open_split`."""
+    _check_streams(options, streams)
     if options.root is None:
         return _open_scenes(options, split, streams, classes)
     options = identified(options, report)
@@ -140,6 +146,19 @@ def _open(wanted: Wanted) -> FileSource | NyuSource | PreparedSource:
     return source
 
 
+def _check_streams(options: DataOptions, streams: Sequence[StreamSpec] | None) -> None:
+    """Refuse to choose among the streams of a trained model, which has a place for each."""
+    if streams is None or options.streams is None:
+        return
+    names = [spec.name for spec in streams]
+    if sorted(names) != sorted(options.streams):
+        raise ValueError(
+            f"--data.streams is {', '.join(options.streams)}, and the model's streams are "
+            f"{', '.join(names)}; leave it out: a stream that the data lack is absent, and "
+            "--blanked_streams of `evaluate` takes streams away"
+        )
+
+
 def _listed(items: Sequence[Any]) -> str:
     return ", ".join(str(item) for item in items)
 
@@ -183,6 +202,44 @@ def _settled(source: Files, found: Survey, on_error: OnError, report: Report, op
     if dropped := len(source.ids) - len(readable.ids):
         report(f"{dropped} samples had nothing else and are left out")
     return readable
+
+
+def _check_pairing(source: Source, split: str, on_error: OnError, report: Report) -> None:
+    """Say what cannot have been meant; before training, it stops the run unless it is skipped."""
+    settle = settling(
+        f"{split}: streams or classes that do not fit together",
+        on_error,
+        report,
+        skipped="are used as they are",
+    )
+    settle(mismatches(source))
+    for name, streams in one_sided_classes(source).items():
+        report(f"{split}: class {name!r} has no image of {', '.join(streams)}")
+
+
+def _one_label_each(source: FileSource, on_error: OnError, report: Report) -> FileSource:
+    """The source without samples that share a file and not the label, if they are to be skipped."""
+    found = dict(sorted(_contradicted(source)))
+    settle = settling("samples with a file of another label", on_error, report, skipped=_LEFT_OUT)
+    settle([Problem(source.ids[i], reason) for i, reason in found.items()])
+    if not found:
+        return source
+    there = ((i, m) for i, m in source.present.nonzero().tolist() if i in found)
+    return source.without({source.path(i, m) for i, m in there})
+
+
+def _contradicted(source: FileSource) -> Iterator[tuple[int, str]]:
+    """Numbers of samples that share a file with one of another label, and what is wrong."""
+    having: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for i, m in source.present.nonzero().tolist():
+        if (key := file_key(source.path(i, m))) is not None:
+            having.setdefault(key, []).append((i, m))
+    labels = source.targets.tolist()
+    for images in having.values():
+        if len({labels[i] for i, _ in images}) > 1:
+            named = ", ".join(dict.fromkeys(source.classes[labels[i]] for i, _ in images))
+            for i, m in images:
+                yield i, f"its file {source.path(i, m)} has the labels {named}; expected one"
 
 
 def _report_absences(source: Source, split: str, report: Report) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
@@ -68,6 +68,32 @@ class Source(Protocol):
             Shape (H, W, C); uint8, uint16 or float32, with the values as stored.
         """
         ...
+
+
+@runtime_checkable
+class DecodingSource(Protocol):
+    """A source whose files store other values than its streams have, for example millimetres."""
+
+    def read_stored(self, index: int, stream: int) -> np.ndarray:
+        """Read one raw image as :meth:`Source.read` does, with the values that its file has."""
+        ...
+
+    def decoded(self, stored: np.ndarray, index: int, stream: int) -> np.ndarray:
+        """Turn the values of a file into those of its stream."""
+        ...
+
+
+def read_with_dtype(source: Source, index: int, stream: int) -> tuple[np.ndarray, str]:
+    """Read one raw image, and say in which dtype its file has it.
+
+    Raises:
+        UnreadableImageError: if it is damaged.
+    """
+    if isinstance(source, DecodingSource):
+        stored = source.read_stored(index, stream)
+        return source.decoded(stored, index, stream), str(stored.dtype)
+    pixels = source.read(index, stream)
+    return pixels, str(pixels.dtype)
 
 
 def groups_of(source: Source) -> Sequence[str] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from manystream.data.image import UnreadableImageError
-from manystream.data.source import Source, StreamSpec
+from manystream.data.source import Source, StreamSpec, read_with_dtype
 from manystream.data.statistics import Moments, StreamStatistics, image_moments, merge_moments
 
 Progress = Callable[[int, int], None]
@@ -85,8 +85,8 @@ def survey(
         ValueError: if ``limit`` is below 1.
     """
     images = decode_all(partial(_examine, source), _present_images(source, limit), progress)
-    dtypes = [_usual_dtype(images, stream) for stream in range(len(source.streams))]
-    images = [_with_dtype_checked(image, dtypes[image.stream]) for image in images]
+    dtypes = usual_dtypes([(image.stream, image.dtype) for image in images])
+    images = [_with_dtype_checked(image, dtypes.get(image.stream, "")) for image in images]
     if same_view:
         images = _with_view_checked(images)
     return Survey(
@@ -147,14 +147,14 @@ def decode_all(
 def _examine(source: Source, index: int, stream: int) -> _Image:
     spec, path = source.streams[stream], _path(source, index, stream)
     try:
-        pixels = source.read(index, stream)
+        pixels, dtype = read_with_dtype(source, index, stream)
     except UnreadableImageError as error:
         return _Image(index, stream, path, problem=error.reason or str(error))
     if problem := _misfit(pixels, spec):
         return _Image(index, stream, path, problem=problem)
     size, moments = (pixels.shape[0], pixels.shape[1]), image_moments(pixels, spec)
     doubt = _doubt(pixels, spec)
-    return _Image(index, stream, path, str(pixels.dtype), size, moments, doubt=doubt)
+    return _Image(index, stream, path, dtype, size, moments, doubt=doubt)
 
 
 def _path(source: Source, index: int, stream: int) -> Path:
@@ -183,9 +183,17 @@ def _doubt(pixels: np.ndarray, spec: StreamSpec) -> str:
     return f"{odd} of {pixels.size} depth values are NaN, infinite or negative; 0 is no reading"
 
 
-def _usual_dtype(images: Sequence[_Image], stream: int) -> str:
-    counts = Counter(image.dtype for image in images if image.stream == stream and image.dtype)
-    return counts.most_common(1)[0][0] if counts else ""
+def usual_dtypes(images: Iterable[tuple[int, str]]) -> dict[int, str]:
+    """The dtype that most images of each stream have.
+
+    Args:
+        images: number of the stream and dtype of each; empty where it could not be read.
+    """
+    counts: dict[int, Counter[str]] = {}
+    for stream, dtype in images:
+        if dtype:
+            counts.setdefault(stream, Counter())[dtype] += 1
+    return {stream: of_stream.most_common(1)[0][0] for stream, of_stream in counts.items()}
 
 
 def _with_dtype_checked(image: _Image, usual: str) -> _Image:

@@ -12,7 +12,7 @@ from manystream.data.source import Source
 from manystream.data.statistics import StreamStatistics
 from manystream.data.survey import Progress, Survey, UnreadableFile, survey
 
-_VERSION = 2
+_VERSION = 3
 
 
 class StoredSource(Source, Protocol):

@@ -517,8 +517,8 @@ def _check(
         raise ValueError(
             f"the integrated input has shape {tuple(z.shape)} and its kernel stride {stride}, "
             f"which gives {len(z)} views of {seen}; expected {num_views} of {tuple(sides)} as the "
-            "streams' raw outputs: give both the same stride, and pad the streams so that they keep as many "
-            "positions"
+            "streams' raw outputs: give both the same stride, and pad the streams so that they "
+            "keep as many positions"
         )
 
 

@@ -181,11 +181,18 @@ def batch_statistics(
     # The native operation does not tell a tracer that it moves what it is given.
     if momentum is not None and not dispatch.is_traced():
         return torch.batch_norm_update_stats(x, running.mean, running.var, momentum)
-    var, mean = torch.var_mean(x.to(running.mean.dtype), [0, *range(2, x.dim())], correction=0)
+    mean, var = moments(x, running.mean.dtype)
     share = _share_of_mean(running) if momentum is None else momentum
     running.mean.lerp_(mean, share)
     running.var.lerp_(var * (count / (count - 1)), share)
     return mean, var
+
+
+def moments(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return the mean and biased variance of every channel, each (C,), as precisely as a dtype."""
+    unused = torch.zeros(x.shape[1], dtype=dtype, device=x.device)
+    # The dtype of what it is to move decides, even if it moves nothing.
+    return torch.batch_norm_update_stats(x, unused, unused.clone(), 0.0)
 
 
 def _share_of_mean(running: Running) -> Tensor:

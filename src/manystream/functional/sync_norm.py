@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from manystream.functional.norm_act import Running
+from manystream.functional.norm_act import Running, moments
 
 
 def sync_batch_norm(
@@ -78,7 +78,7 @@ def _joint_statistics(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Te
     every = torch.zeros(dist.get_world_size(), 2 * channels + 1, dtype=dtype, device=x.device)
     if x.numel() > 0:
         own = every[dist.get_rank()]
-        own[:channels], own[channels:-1] = torch.batch_norm_update_stats(x, None, None, 0.0)
+        own[:channels], own[channels:-1] = moments(x, dtype)
         own[-1].fill_(x.numel() // channels)
     dist.all_reduce(every)  # the others' rows are zero: a gathering that every backend has
     means, variances, counts = every.split([channels, channels, 1], dim=1)

@@ -139,7 +139,7 @@ def conv_norm_act(
         return out
     out = conv(batch)
     out = norm(out) if identity is None else norm(out, identity)
-    return out
+    return out  # noqa: RET504 -- typed
 
 
 class ConvNorm(nn.Sequential):

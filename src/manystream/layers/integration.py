@@ -136,12 +136,7 @@ class SumIntegration(nn.Module):
             ValueError: if there is an integrated input and the layer was built without, or the
                 other way round.
         """
-        if (z is None) is not (self.integrated_channels is None):
-            came = "an integrated input came" if z is not None else "no integrated input came"
-            raise ValueError(
-                f"{came}, but integrated_channels is {self.integrated_channels}; give the layer "
-                "integrated_channels where a layer with integration comes before it, and only there"
-            )
+        self._check(z)
         fused = None if dispatch.is_traced() or not _says_fused(type(self)) else self.fused()
         if fused is None:
             return self._plainly(raw, views, z, rebuild), tuple(raw)
@@ -158,6 +153,18 @@ class SumIntegration(nn.Module):
             rebuild=rebuild,
             owned=owned,
         )
+
+    def _check(self, z: Tensor | None) -> None:
+        if z is None and self.integrated_channels is not None:
+            raise ValueError(
+                "the batch has no integrated pathway, which this layer is built for; give a first "
+                "layer no integrated_channels"
+            )
+        if z is not None and self.integrated_channels is None:
+            raise ValueError(
+                f"the batch has an integrated pathway of {z.shape[1]} channels, which this layer "
+                f"would drop; build it with integrated_channels={z.shape[1]}"
+            )
 
     def _plainly(
         self, raw: Sequence[Tensor], views: Views, z: Tensor | None, rebuild: bool

@@ -143,8 +143,9 @@ class StreamNormAct2d(nn.Module):
         # Another norm, SyncBatchNorm for one, is called as it is. It may give what it was given, or
         # what it needs itself: only a sum, or what we know, is ours to change.
         y = norm(x) if residual is None else norm(x) + residual
-        ours = residual is not None or type(norm) is SyncBatchNorm2d
-        return after(y if ours or not after.relu else F.relu(y))
+        if residual is not None or type(norm) is SyncBatchNorm2d:
+            return after(y)
+        return After(False, after.pool)(F.relu(y) if after.relu else y)
 
 
 def _move_statistics(norm: nn.Module, x: Tensor) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 from lightning.pytorch.plugins import LayerSync
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from torch import Tensor, nn
 
 from manystream.layers import separate_norms, synchronise_norms
@@ -124,6 +126,53 @@ class JointBatchNorm(LayerSync):
         """Separate them."""
         separate_norms(model)
         return model
+
+
+class Vote:
+    """A number of every process, of which all of them learn the largest.
+
+    Asking waits for nobody, and for no GPU; all processes ask and answer in the same order.
+
+    Args:
+        device: of the processes' group.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._votes: Tensor | None = None
+        self._ready: Callable[[], Any]
+
+    def ask(self, number: float) -> None:
+        """Give this process's number."""
+        votes = torch.full((), float(number), device=self._device)
+        work = dist.all_reduce(votes, op=dist.ReduceOp.MAX, async_op=True)
+        if self._device.type == "cuda":
+            work.wait()  # the stream does, not the host
+            self._votes = torch.empty_like(votes, device="cpu", pin_memory=True)
+            self._votes.copy_(votes, non_blocking=True)
+            copied = torch.cuda.Event()
+            copied.record()
+            self._ready = copied.synchronize
+        else:
+            self._votes, self._ready = votes, work.wait
+
+    def answer(self) -> float:
+        """The largest number that was given when all were asked last; 0 if nobody was."""
+        if self._votes is None:
+            return 0
+        self._ready()
+        votes, self._votes = self._votes, None
+        return votes.item()
+
+
+def outlive_children(trainer: pl.Trainer) -> None:
+    """Let the processes that this one has started end with what status they will.
+
+    Lightning would kill this one as soon as it sees that one of them did not end with 0.
+    """
+    launcher = trainer.strategy.launcher
+    if isinstance(launcher, _SubprocessScriptLauncher):
+        launcher.procs.clear()
 
 
 _RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+import torch
 from torch.utils.data import (
     DataLoader,
     DistributedSampler,
@@ -17,7 +18,10 @@ from torch.utils.data import (
 
 from manystream.data.sampler import own_sampler
 from manystream.training.checkpoints.random_state import random_state, set_random_state
+from manystream.training.distributed import Vote
 from manystream.training.trainer import Batches
+
+_BEGINS_ANEW = "give a list, a DataLoader, or an object whose __iter__ begins anew"
 
 
 @dataclass(frozen=True)
@@ -35,15 +39,18 @@ class Feed(Batches):
 
     Args:
         loader: batches.
+        name: of the loader, for messages.
 
     Attributes:
         random_before: random state from which the current epoch's batches were begun.
     """
 
-    def __init__(self, loader: Iterable[Any]) -> None:
+    def __init__(self, loader: Iterable[Any], name: str = "train_loader") -> None:
         super().__init__(loader)
+        self.name = name
         self.random_before = random_state()
         self._position: _Position | None = None
+        self._has_given = False
 
     @property
     def batch_sampler(self) -> Any:
@@ -51,6 +58,21 @@ class Feed(Batches):
         return getattr(self.loader, "batch_sampler", None)
 
     def __iter__(self) -> Iterator[Any]:
+        """Give an epoch's batches.
+
+        Raises:
+            ValueError: if there are none, and there were some in an epoch before.
+        """
+        had_given, is_empty = self._has_given, True
+        for batch in self._epoch():
+            self._has_given, is_empty = True, False
+            yield batch
+        if had_given and is_empty:
+            raise ValueError(
+                f"{self.name} has no batch in an epoch after the first; {_BEGINS_ANEW}"
+            )
+
+    def _epoch(self) -> Iterator[Any]:
         position, self._position = self._position, None
         if position is None:
             self.random_before = random_state()
@@ -101,13 +123,20 @@ class Feed(Batches):
 
 
 def share_of(
-    loader: Iterable[Any], rank: int, world_size: int, *, seed: int = 0, even: bool = True
+    loader: Iterable[Any],
+    rank: int,
+    world_size: int,
+    *,
+    seed: int = 0,
+    even: bool = True,
+    device: torch.device | None = None,
 ) -> Iterable[Any]:
     """What one of several processes reads of a loader.
 
     A loader of ours shares by itself, see :func:`manystream.data.sampler.shared`. A DataLoader that
     shuffles a data set takes torch's DistributedSampler; of any other the batches are dealt out in
-    turn, and only an iterable that cannot be indexed is read whole by every process.
+    turn, and only an iterable that cannot be indexed is read whole by every process. Where it gives
+    some less than others, an epoch ends for all with the first that has no more.
 
     Args:
         loader: batches.
@@ -115,18 +144,33 @@ def share_of(
         world_size: number of processes.
         seed: seed of the common order.
         even: whether all must get the same number, as in training; a remainder is left out then.
+        device: of the processes' group; needed where ``even``.
     """
     if world_size == 1 or own_sampler(loader) is not None:
         return loader
     indexed = type(loader) is DataLoader and not isinstance(loader.dataset, IterableDataset)
     if not isinstance(loader, DataLoader) or not indexed or loader.batch_sampler is None:
-        return Dealt(loader, rank, world_size, even=even)
+        dealt = Dealt(loader, rank, world_size, even=even)
+        return dealt if isinstance(loader, Sequence) or device is None else Evened(dealt, device)
     if not (isinstance(loader.sampler, RandomSampler) and even):
         dealt = Dealt(loader.batch_sampler, rank, world_size, even=even)
         return _rebuilt(loader, batch_sampler=dealt)
     last = {"drop_last": loader.drop_last}
     common: Sampler[Any] = DistributedSampler(loader.dataset, world_size, rank, seed=seed, **last)
     return _rebuilt(loader, batch_size=loader.batch_size, sampler=common, **last)
+
+
+def check_lasts(loader: Iterable[Any] | None, epochs: int, name: str) -> None:
+    """Refuse an iterator, such as a generator, for more than one epoch.
+
+    Raises:
+        ValueError: naming the loader.
+    """
+    if epochs > 1 and isinstance(loader, Iterator):
+        raise ValueError(
+            f"{name} is a {type(loader).__name__}, which gives its batches once, and epochs is "
+            f"{epochs}; {_BEGINS_ANEW}"
+        )
 
 
 class Dealt(Sampler[Any]):
@@ -151,6 +195,53 @@ class Dealt(Sampler[Any]):
         while round_ := list(islice(items, self.world_size)):
             if len(round_) == self.world_size or (not self.even and len(round_) > self.rank):
                 yield round_[self.rank]
+
+
+class Evened(Batches):
+    """Batches for as long as every process has one.
+
+    Args:
+        loader: batches of this process.
+        device: of the processes' group.
+    """
+
+    def __init__(self, loader: Iterable[Any], device: torch.device) -> None:
+        super().__init__(loader)
+        self._vote = Vote(device)
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.loader:
+            if self._any_ends(False):
+                return
+            yield batch
+        self._any_ends(True)
+
+    def _any_ends(self, ends: bool) -> bool:
+        self._vote.ask(ends)
+        return bool(self._vote.answer())
+
+
+def check_same_length(num_batches: float, device: torch.device) -> None:
+    """Refuse an epoch in which processes would wait for each other for ever.
+
+    Args:
+        num_batches: of this process; infinity if nobody knows.
+        device: of the processes' group.
+
+    Raises:
+        ValueError: in all processes, if they have not as many.
+    """
+    vote = Vote(device)
+    vote.ask(num_batches)
+    most = vote.answer()
+    vote.ask(-num_batches)
+    least = -vote.answer()
+    if least != most:
+        raise ValueError(
+            f"train_loader gives {num_batches:g} batches to this process, {least:g} to {most:g} to "
+            "all; "
+            "expected as many to each: give every process the same batches, they are shared out"
+        )
 
 
 def _rebuilt(loader: DataLoader[Any], **batching: Any) -> DataLoader[Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import ExitStack
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ from manystream.data.sampler import select_before_reading, shared
 from manystream.models import StreamNetwork
 from manystream.training.callbacks import check_against_network, make_callbacks
 from manystream.training.checkpoints.checkpoint_file import VerifiedCheckpointIO
+from manystream.training.checkpoints.random_state import kept_random_state
 from manystream.training.checkpoints.resume import check_same_network, finish
 from manystream.training.checkpoints.run_folder import RunFolder
 from manystream.training.checkpoints.state_saver import StateSaver
 from manystream.training.distributed import JointBatchNorm, first_to_start
-from manystream.training.feed import Feed, share_of
+from manystream.training.feed import Feed, check_lasts, share_of
 from manystream.training.memory.out_of_memory import (
     LatestBatch,
     StepWatch,
@@ -33,7 +35,10 @@ from manystream.training.recipe.precision import (
 )
 from manystream.training.reports.history import History, HistoryRecorder
 from manystream.training.reports.loggers import make_loggers
+from manystream.training.termination import EndAtStep, EndInValidation, Terminated, Termination
 from manystream.training.trainer import trainer_session
+
+_logger = logging.getLogger(__name__)
 
 
 def fit(
@@ -73,15 +78,21 @@ def fit(
         StepOutOfMemory: if a training step does not fit into memory, with what would.
         OSError: if the disk does not take a checkpoint; those before it are kept.
         KeyboardInterrupt: on Ctrl-C, after what was logged has been written.
+        Terminated: on SIGTERM to any of the processes, in all of them at the same step, after the
+            state has been saved; it is a ``SystemExit`` with status 143. A second one, sent later,
+            ends the process at once.
     """
     options = options or FitOptions()
     check_against_network(options, network, has_validation=val_loader is not None)
+    check_lasts(train_loader, options.epochs, "train_loader")
+    check_lasts(val_loader, options.epochs, "val_loader")
     if out_dir is None:
         if resume:
             raise ValueError("resume is True, but there is no out_dir; name the run's folder")
-        return _train(network, train_loader, val_loader, options, None, None)
+        with _termination_told(None):
+            return _train(network, train_loader, val_loader, options, None, None)
     folder = RunFolder(out_dir)
-    with folder.held(resume=resume, first=first_to_start()):
+    with _termination_told(folder), folder.held(resume=resume, first=first_to_start()):
         newest = folder.newest() if resume else None
         if newest is not None:
             check_same_network(network, *newest)
@@ -105,6 +116,24 @@ def check_fit(options: FitOptions, num_streams: int) -> None:
     options.make_dropout(num_streams)
     with trainer_session(progress=False, **_place(options)):
         pass
+
+
+@contextmanager
+def _termination_told(folder: RunFolder | None) -> Iterator[None]:
+    """Say where a run was ended by SIGTERM, and how to go on."""
+    try:
+        yield
+    except Terminated as ended:
+        state = None if folder is None else folder.latest
+        kept = f"its state is in {state}; go on with resume=True"
+        if folder is None:
+            kept = "without an out_dir no state is kept"
+        elif state is None:
+            kept = "there was no state to save yet"
+        ended.message += f"; {kept}"
+        if first_to_start():
+            _logger.warning(ended.message)
+        raise
 
 
 def _train(
@@ -139,12 +168,20 @@ def _run(
     loss = make_loss(options, network.num_classes, train_loader)
     module = ClassifierModule(network, options, dropout=dropout, loss=loss)
     feed = Feed(train_loader)
-    callbacks = [StepWatch(latest), *make_callbacks(options, network, recorder)]
-    if folder is not None:
-        callbacks.append(_saver(folder, feed, options))
+    termination = Termination()
+    saver = None if folder is None else _saver(folder, feed, options)
+    callbacks = [
+        EndInValidation(termination),
+        StepWatch(latest),
+        *make_callbacks(options, network, recorder),
+        *([] if saver is None else [saver]),
+        EndAtStep(termination, saver),
+    ]
     if not network.training:  # Lightning would train it as it is
         network.train()
     with ExitStack() as stack:
+        stack.enter_context(termination.listening())
+        stack.enter_context(kept_random_state())
         stack.enter_context(kept_arithmetic(options.precision))
         trainer = stack.enter_context(_session(options, folder, callbacks))
         place = trainer.global_rank, trainer.world_size
@@ -155,11 +192,16 @@ def _run(
         stack.enter_context(shared(val_loader, *place, even=False))
         select = None if dropout is None else dropout.draw
         stack.enter_context(select_before_reading(train_loader, select))
-        feed.loader = share_of(train_loader, *place, seed=options.seed)
-        val_feed = None if val_loader is None else Feed(share_of(val_loader, *place, even=False))
+        device = trainer.strategy.root_device
+        feed.loader = share_of(train_loader, *place, seed=options.seed, device=device)
+        val_feed = None
+        if val_loader is not None:
+            val_feed = Feed(share_of(val_loader, *place, even=False), "val_loader")
         trainer.fit(module, feed, val_feed, ckpt_path=state, weights_only=False)
         if folder is not None and recorder.history:
             trainer.save_checkpoint(folder.final)
+        if termination.agreed():
+            raise Terminated("SIGTERM came when training had ended")
     if not recorder.history:
         raise ValueError("train_loader has no batch; expected at least one")
     return recorder.history
@@ -180,7 +222,7 @@ def _session(options: FitOptions, folder: RunFolder | None, callbacks: list[pl.C
         logger=[]
         if folder is None
         else make_loggers(options.loggers, folder.path, folder.log_name),
-        enable_checkpointing=folder is not None,
+        enable_checkpointing=True,  # to Lightning, what ends a run is one that saves
         **_place(options),
     )
 

@@ -8,10 +8,11 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from manystream.batch import StreamBatch
 from manystream.training.checkpoints.state_saver import StateSaver
+from manystream.training.recipe.parts import network_of
 
 _IDS_SHOWN = 64
 
@@ -23,22 +24,31 @@ class NonFiniteLossError(ValueError):
 class LossGuard(pl.Callback):
     """Raises at the very step whose loss is NaN or infinite, before the optimizer uses it.
 
+    The network is then as it was before that batch: its running statistics, and every other
+    buffer, are brought back, and gradients are dropped.
+
     On a GPU the value is copied while the backward pass is queued, and waited for when it is: the
     GPU has that pass to work on in the meantime. With several processes all of them stop, and the
     message names the samples of those whose loss it was.
     """
 
     def __init__(self) -> None:
+        self._buffers: _KeptBuffers
         self._batch: StreamBatch | None = None
         self._is_bad: Tensor | None = None
         self._loss: Tensor | None = None
         self._copied: torch.cuda.Event | None = None
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Find the network's buffers, which have their places on the device now."""
+        self._buffers = _KeptBuffers(network_of(pl_module))
+
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: StreamBatch, *_: Any
     ) -> None:
-        """Remember whose loss comes next."""
+        """Remember whose loss comes next, and the buffers that its forward pass will move."""
         self._batch = batch
+        self._buffers.keep()
 
     def on_before_backward(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor
@@ -56,22 +66,24 @@ class LossGuard(pl.Callback):
             self._copied = torch.cuda.Event()
             self._copied.record()
         else:
-            self._answer(trainer)
+            self._answer(trainer, pl_module)
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Hear the answer while the backward pass runs."""
         if self._copied is not None:
             self._copied.synchronize()
             self._copied = None
-            self._answer(trainer)
+            self._answer(trainer, pl_module)
 
-    def _answer(self, trainer: pl.Trainer) -> None:
+    def _answer(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         is_bad, loss, batch = self._is_bad, self._loss, self._batch
         self._is_bad = self._loss = self._batch = None
         assert is_bad is not None
         assert loss is not None
         if is_bad.item() == 0:
             return
+        self._buffers.restore()
+        pl_module.zero_grad()
         value = loss.item()
         found = [] if math.isfinite(value) else [(value, _described(batch))]
         if trainer.world_size > 1:
@@ -84,6 +96,57 @@ class LossGuard(pl.Callback):
             "Look at these images, or lower the learning rate, clip gradients, or use bf16-mixed "
             "or 32-true precision."
         )
+
+
+class _KeptBuffers:
+    """The buffers of a network as they were before a step, copied in few launches per dtype.
+
+    They are looked up by name each time, since a forward pass may put others in their places.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network = network
+        self._places: list[tuple[dict[str, Tensor | None], str]] = []
+        self._kept: list[Tensor] = []
+        self._shapes: list[torch.Size] = []
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Copy them as they are."""
+        found = [buffers.get(name) for buffers, name in self._places]
+        if not found or [None if b is None else b.shape for b in found] != self._shapes:
+            self._begin()
+            return
+        by_dtype: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+        for buffer, kept in zip(found, self._kept, strict=True):
+            assert buffer is not None
+            targets, sources = by_dtype.setdefault(buffer.dtype, ([], []))
+            targets.append(kept)
+            sources.append(buffer)
+        for targets, sources in by_dtype.values():
+            torch._foreach_copy_(targets, sources)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Bring them back, where it can be in the same tensors: graphs and averages read these."""
+        for (buffers, name), kept in zip(self._places, self._kept, strict=True):
+            now = buffers.get(name)
+            if now is None or now.shape != kept.shape:
+                buffers[name] = kept.clone()
+            else:
+                now.copy_(kept)
+
+    def _begin(self) -> None:
+        """Find and copy those that there are."""
+        places = [
+            (module._buffers, name, buffer)
+            for module in self._network.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+        self._places = [(buffers, name) for buffers, name, _ in places]
+        self._kept = [buffer.clone() for _, _, buffer in places]
+        self._shapes = [buffer.shape for _, _, buffer in places]
 
 
 def _described(batch: StreamBatch | None) -> str:

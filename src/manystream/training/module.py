@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 import torch.nn.functional as F
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -21,11 +24,14 @@ from manystream.models import StreamNetwork
 from manystream.models.inspection import BalancePenalty
 from manystream.training.batches import read_batch
 from manystream.training.evaluation.metrics import MeanClassAccuracy
+from manystream.training.feed import check_same_length
 from manystream.training.options import FitOptions
 from manystream.training.recipe.loss import ClassificationLoss
 from manystream.training.recipe.optimizer import make_optimizer
 from manystream.training.recipe.schedule import make_schedules
 from manystream.training.stepping import Step, make_step
+
+_SAMPLES_SHOWN = 16
 
 
 class ClassifierModule(pl.LightningModule):
@@ -59,6 +65,7 @@ class ClassifierModule(pl.LightningModule):
         self.train_metrics = _metrics(network.num_classes, "train_")
         self.val_metrics = _metrics(network.num_classes, "val_")
         self._logged: set[str | None] = set()
+        self._val_finite: list[tuple[Tensor, Sequence[str]]] = []
 
     @property
     def in_graphs(self) -> bool:
@@ -95,7 +102,10 @@ class ClassifierModule(pl.LightningModule):
             return
         target = _target(batch)
         logits = self.network(batch)
-        self._measure(self.val_metrics, logits, target, F.cross_entropy(logits, target))
+        loss = F.cross_entropy(logits, target)
+        names = batch.ids or [f"number {b} of batch {batch_idx}" for b in range(len(batch))]
+        self._val_finite.append((logits.isfinite().all(dim=1), names))
+        self._measure(self.val_metrics, logits, target, loss)
         num_samples = float(len(batch))
         self.log("val_num_samples", num_samples, reduce_fx="sum", batch_size=1, sync_dist=True)
 
@@ -154,7 +164,13 @@ class ClassifierModule(pl.LightningModule):
             )
 
     def on_train_start(self) -> None:
-        """Begin at the epoch, and the batch in it, that the run is at."""
+        """Begin at the epoch, and the batch in it, that the run is at.
+
+        Raises:
+            ValueError: if processes that train together have not as many batches.
+        """
+        if self.trainer.world_size > 1:
+            check_same_length(self.trainer.num_training_batches, self.trainer.strategy.root_device)
         self._step = make_step(self.network, self.loss, self.options, self.trainer)
         done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
         self._set_epoch(self.current_epoch, done)
@@ -170,6 +186,24 @@ class ClassifierModule(pl.LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Have metrics of validation logged again."""
         self._logged.discard(self.val_metrics.prefix)
+        self._val_finite.clear()
+
+    def on_validation_epoch_end(self) -> None:
+        """Say which samples make ``val_loss`` something else than a finite number."""
+        finite, self._val_finite = self._val_finite, []
+        if not finite:
+            return
+        flags = torch.cat([flags for flags, _ in finite]).tolist()  # waited for once an epoch
+        names = [name for _, names in finite for name in names]
+        bad = [name for name, is_finite in zip(names, flags, strict=True) if not is_finite]
+        if bad:
+            shown = ", ".join(bad[:_SAMPLES_SHOWN]) + (", …" if len(bad) > _SAMPLES_SHOWN else "")
+            warnings.warn(
+                f"val_loss of epoch {self.current_epoch} (from 0) is not a finite number: the "
+                f"network gives NaN or infinity for {len(bad)} of {len(names)} validation samples, "
+                f"{shown}; look at these images",
+                stacklevel=2,
+            )
 
     def _measure(
         self, metrics: MetricCollection, logits: Tensor, target: Tensor, loss: Tensor

@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 
 _IGNORED_WARNINGS = (
     ".*does not have many workers.*",  # the user's choice
@@ -50,7 +51,8 @@ def trainer_session(*, progress: bool, **arguments: Any) -> Iterator[pl.Trainer]
         arguments: of ``lightning.pytorch.Trainer``.
 
     Raises:
-        ValueError: if there is no such accelerator here.
+        ValueError: if there is no such accelerator, or a package is missing that the arguments ask
+            for.
         KeyboardInterrupt: on Ctrl-C; Lightning alone would end the process after its clean-up.
     """
     handler = signal.getsignal(signal.SIGINT)
@@ -76,9 +78,46 @@ def _make_trainer(**arguments: Any) -> pl.Trainer:
         **arguments,
     }
     try:
-        return pl.Trainer(**settings)
+        trainer = pl.Trainer(**settings)
     except (MisconfigurationException, ImportError) as error:
-        raise ValueError(f"accelerator is {arguments['accelerator']!r}: {error}") from error
+        asked = [
+            f"{name} is {arguments[name]!r}" for name in _USUAL if _is_unusual(name, arguments)
+        ]
+        raise ValueError(f"{', '.join(asked) or 'no trainer can be set up'}: {error}") from error
+    trainer._signal_connector = _SigtermIsOurs(trainer)
+    # Asks in every step, and has the host wait for the answer.
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
+    return trainer
+
+
+_USUAL: dict[str, tuple[Any, ...]] = {
+    "accelerator": ("auto", "cpu"),
+    "devices": (1,),
+    "strategy": ("auto",),
+    "precision": (None, "32-true"),
+}
+"""What needs neither hardware nor packages."""
+
+
+def _is_unusual(name: str, arguments: dict[str, Any]) -> bool:
+    return name in arguments and arguments[name] not in _USUAL[name]
+
+
+class _SigtermIsOurs(_SignalConnector):
+    """Leaves SIGTERM as it is, see :mod:`manystream.training.termination`.
+
+    Lightning's handler waits for the other processes, which may wait for this one elsewhere, and
+    what it makes of the signal is an end like any other.
+    """
+
+    def register_signal_handlers(self) -> None:
+        before = signal.getsignal(signal.SIGTERM)
+        super().register_signal_handlers()
+        self._register_signal(signal.SIGTERM, before)
+
+
+def _nothing() -> None:
+    pass
 
 
 @contextmanager

@@ -95,16 +95,23 @@ def test_the_batch_size_found_is_nearly_the_largest(memory, cuda_graphs):
         model_of(memory).fit(batches(size, size, size - 1), **options)
 
 
+def exhaust(*_):
+    if torch.cuda.is_current_stream_capturing():
+        torch.empty(2 * LIMIT_BYTES, dtype=torch.uint8, device="cuda")
+
+
+def exhaust_backward(module, inputs, output):
+    output.register_hook(exhaust)
+
+
 @pytest.mark.usefixtures("little_memory")
-def test_a_capture_that_runs_out_of_memory_gives_it_back():
+@pytest.mark.parametrize(
+    ("part", "hook"), [("layer4", exhaust), ("layer2.0.conv1.streams.1", exhaust_backward)]
+)
+def test_a_capture_that_runs_out_of_memory_gives_it_back(part, hook):
     model, held = model_of(), []
-
-    def exhaust(*_):
-        if torch.cuda.is_current_stream_capturing():
-            torch.empty(2 * LIMIT_BYTES, dtype=torch.uint8, device="cuda")
-
     model.register_forward_pre_hook(lambda *_: held.append(torch.cuda.memory_allocated()))
-    model.layer4.register_forward_hook(exhaust)
+    model.get_submodule(part).register_forward_hook(hook)
     with pytest.warns(UserWarning, match="no CUDA graph.*out of memory"):
         history = model.fit(batches(8, 8, 8, 8), **ON_GPU)
     assert history.num_epochs == 1
@@ -115,3 +122,4 @@ def test_a_capture_that_runs_out_of_memory_gives_it_back():
     # The stream that eager steps run in has cuBLAS's workspaces of its own since.
     assert third - eager < CUBLAS_BYTES + MIB
     assert fourth == pytest.approx(third, abs=MIB)
+    assert torch.rand(1, device="cuda") < 1  # the generator is not held to be captured

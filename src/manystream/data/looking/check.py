@@ -12,9 +12,11 @@ from manystream.data.looking.findings import (
     Split,
     alignment_findings,
     class_findings,
+    dtype_findings,
     duplicate_findings,
     image_findings,
     leak_findings,
+    pairing_findings,
 )
 from manystream.data.looking.images import look_at_all
 from manystream.data.source import Source
@@ -56,10 +58,11 @@ def check(
 ) -> Report:
     """Read every image of the splits once and look for trouble.
 
-    Harmful are images that are unreadable, all zero or constant; streams of a sample that differ
-    in aspect ratio; one image under two labels; an image or a group in two splits; and a training
-    class that is too small. Duplicates within a class, streams of different resolution and classes
-    that a split lacks are only told.
+    Harmful are images that are unreadable, all zero or constant, or have other values than most of
+    their stream (8 bits among 16); streams of a sample that differ in aspect ratio; one image under
+    two labels; an image or a group in two splits; a training class that is too small; and streams
+    or classes that do not fit together. Duplicates within a class, streams of different resolution
+    and classes that a split lacks are only told.
 
     Args:
         sources: the splits by name, the one to train on first.
@@ -78,7 +81,9 @@ def check(
 
 def _findings(splits: Sequence[Split], smallest_class: int) -> Iterator[Finding]:
     for number, split in enumerate(splits):
+        yield from pairing_findings(split)
         yield from image_findings(split)
+        yield from dtype_findings(split)
         yield from alignment_findings(split)
         yield from class_findings(split, smallest_class, trained_on=number == 0)
         yield from duplicate_findings(split)

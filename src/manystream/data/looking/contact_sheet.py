@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec, GridSpecFromSubplotSpec
 
 from manystream.data.image import UnreadableImageError
+from manystream.data.looking.lettering import literal
 from manystream.data.looking.pictures import Picture, picture
 from manystream.data.source import Source
 
@@ -43,7 +44,7 @@ def contact_sheet(source: Source, *, per_class: int = 3, seed: int = 0, title: s
             cells = grid[row, column].subgridspec(1, len(source.streams), wspace=0.06)
             _draw_sample(figure, cells, source, index)
         middle = grid[row, 0].get_position(figure)
-        label = fill(name.replace("_", " "), _LABEL_WIDTH)
+        label = literal(fill(name.replace("_", " "), _LABEL_WIDTH))
         center = (middle.y0 + middle.y1) / 2
         figure.text(0.1 / figure.get_figwidth(), center, label, va="center", size=9, weight="bold")
     return figure
@@ -64,7 +65,7 @@ def _layout(rows: int, columns: int, num_streams: int, title: str) -> tuple[Figu
     width = _LABEL + columns * (num_streams * _CELL + 0.2)
     height = _TITLE + rows * (_CELL + _BELOW)
     figure = Figure(figsize=(width, height))
-    figure.text(0.1 / width, 1 - 0.25 / height, title, size=11, weight="bold", va="center")
+    figure.text(0.1 / width, 1 - 0.25 / height, literal(title), size=11, weight="bold", va="center")
     grid = figure.add_gridspec(
         rows,
         columns,
@@ -88,9 +89,9 @@ def _draw_sample(
         axes = figure.add_subplot(cells[0, stream])
         axes.set(xticks=[], yticks=[])
         caption = _fill(axes, what, aspect)
-        axes.set_xlabel(f"{source.streams[stream].name}\n{caption}", size=6.5, labelpad=2)
+        axes.set_xlabel(f"{literal(source.streams[stream].name)}\n{caption}", size=6.5, labelpad=2)
         if stream == 0:
-            axes.set_title(_shortened(source.ids[index]), size=6.5, loc="left", pad=2)
+            axes.set_title(literal(_shortened(source.ids[index])), size=6.5, loc="left", pad=2)
 
 
 def _picture(source: Source, index: int, stream: int) -> Picture | str:

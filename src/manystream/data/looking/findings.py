@@ -9,7 +9,9 @@ from itertools import combinations
 from typing import TypeVar
 
 from manystream.data.looking.images import Look
+from manystream.data.pairing import mismatches
 from manystream.data.source import Source, groups_of
+from manystream.data.survey import usual_dtypes
 
 Item = TypeVar("Item")
 
@@ -53,6 +55,15 @@ def image_findings(split: Split) -> Iterator[Finding]:
             yield Finding("all zero", True, (look.name,), "take it away, so that it is absent")
         elif look.constant is not None:
             yield Finding("constant", True, (look.name,), f"every value is {look.constant:g}")
+
+
+def dtype_findings(split: Split) -> Iterator[Finding]:
+    """Images with other numbers than most of their stream, as 8 bits of depth among 16."""
+    usual = usual_dtypes((look.stream, look.dtype) for look in split.looks)
+    for look in split.looks:
+        if not look.problem and look.dtype != usual[look.stream]:
+            detail = f"it has {look.dtype} values; expected {usual[look.stream]}, as in most"
+            yield Finding("other values", True, (look.name,), detail)
 
 
 def alignment_findings(split: Split) -> Iterator[Finding]:
@@ -105,6 +116,12 @@ def class_findings(split: Split, smallest: int, *, trained_on: bool) -> Iterator
             yield Finding("small class", True, (name,), detail)
         elif counts[number] == 0:
             yield Finding("empty class", False, (name,), f"no sample in {split.name}")
+
+
+def pairing_findings(split: Split) -> Iterator[Finding]:
+    """Streams and classes that do not fit together."""
+    for problem in mismatches(split.source):
+        yield Finding("mismatch", True, (problem.where,), problem.reason)
 
 
 def _shared_groups(a: Split, b: Split) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from manystream.data.image import UnreadableImageError
-from manystream.data.source import Source, StreamSpec
+from manystream.data.source import Source, StreamSpec, read_with_dtype
 from manystream.data.survey import Progress, decode_all
 
 
@@ -22,6 +22,7 @@ class Look(NamedTuple):
         name: its file, or its stream and sample where there are no files.
         problem: why it cannot be used; empty if it can.
         size: height and width.
+        dtype: of the values in its file.
         digest: the same for two images if and only if they have the same pixels.
         constant: the one value that all pixels have; None if they differ.
     """
@@ -31,6 +32,7 @@ class Look(NamedTuple):
     name: str
     problem: str = ""
     size: tuple[int, int] = (0, 0)
+    dtype: str = ""
     digest: str = ""
     constant: float | None = None
 
@@ -49,12 +51,13 @@ def look_at_all(source: Source, progress: Progress | None = None) -> list[Look]:
 def _look(source: Source, sample: int, stream: int) -> Look:
     look = Look(sample, stream, _name(source, sample, stream))
     try:
-        pixels = source.read(sample, stream)
+        pixels, dtype = read_with_dtype(source, sample, stream)
     except UnreadableImageError as error:
         return look._replace(problem=error.reason or str(error))
     return look._replace(
         problem=_misfit(pixels, source.streams[stream]),
         size=(pixels.shape[0], pixels.shape[1]),
+        dtype=dtype,
         digest=_digest(pixels),
         constant=_constant(pixels),
     )

@@ -41,7 +41,8 @@ class PreparedSource:
         statistics: mean and standard deviation of each stream of the source.
 
     Raises:
-        ValueError: if the split was never finished, is damaged, or lacks a stream or class.
+        ValueError: if the split was never finished, is damaged or another one, or lacks a stream or
+            class.
     """
 
     def __init__(
@@ -55,6 +56,11 @@ class PreparedSource:
     ) -> None:
         self.root, self.split = Path(root), split
         index, checksums = read_index(_finished(self.root, split))
+        if index.split != split:
+            raise ValueError(
+                f"{self.root / split} was written as split {index.split!r}; give folders of a "
+                "prepared set their own names back"
+            )
         numbers = _stream_numbers(index, streams, self.root / split)
         self._arrays = [index.streams[m] for m in numbers]
         self._files = [index.files(self.root / split)[m] for m in numbers]

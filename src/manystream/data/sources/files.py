@@ -100,13 +100,19 @@ class FileSource:
         Raises:
             UnreadableImageError: if the file is missing, damaged or too large.
         """
-        path = self.path(index, stream)
-        stored = read_image(path, self._max_pixels)
+        return self.decoded(self.read_stored(index, stream), index, stream)
+
+    def read_stored(self, index: int, stream: int) -> np.ndarray:
+        """Read one image with the values that its file has."""
+        return read_image(self.path(index, stream), self._max_pixels)
+
+    def decoded(self, stored: np.ndarray, index: int, stream: int) -> np.ndarray:
+        """Turn the values of a file into those of its stream."""
         decode = self._decode.get(self.streams[stream].name)
         try:
             return stored if decode is None else decode(stored)
         except ValueError as error:
-            raise UnreadableImageError(path, str(error)) from error
+            raise UnreadableImageError(self.path(index, stream), str(error)) from error
 
     def without(self, unreadable: AbstractSet[Path]) -> FileSource:
         """Copy in which these files are absent; samples left with no stream are dropped.
@@ -154,6 +160,15 @@ class FileSource:
         self.groups = groups if any(groups) else None
         self.targets = torch.tensor([sample.target for sample in self._samples])
         self.present = torch.tensor([[f is not None for f in x.files] for x in self._samples])
+
+
+def file_key(file: Path) -> tuple[int, int] | None:
+    """The same for two paths if and only if they lead to one file; None if there is none."""
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _stamp(file: Path) -> tuple[int, int]:

@@ -78,13 +78,19 @@ class StreamHints:
 
         Raises:
             UnreadableImageError: if there is no readable image.
-            ValueError: if there is no file.
+            ValueError: if there is no file, or a unit is given for what is no depth.
         """
         image = _first_readable(files, self.max_pixels)
-        if name in self.units:
-            return StreamSpec(name, image.shape[-1], "depth", "m")
-        kind = self.kinds.get(name) or _infer_kind(name, image)
-        return StreamSpec(name, image.shape[-1], kind)
+        channels, kind = image.shape[-1], self.kinds.get(name) or _infer_kind(name, image)
+        if name not in self.units:
+            return StreamSpec(name, channels, kind)
+        if kind != "depth" and channels > 1:
+            raise ValueError(
+                f"{self.options}units gives {name} in {self.units[name]}, but its images have "
+                f"{channels} channels of {image.dtype}; only depth has a unit: leave it out, or if "
+                f"it is depth, say so: {self.options}kinds '{{{name}: depth}}'"
+            )
+        return StreamSpec(name, channels, "depth", "m")
 
 
 def color_first(specs: Iterable[StreamSpec]) -> tuple[StreamSpec, ...]:

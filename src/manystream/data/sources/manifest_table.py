@@ -12,6 +12,9 @@ from typing import Any
 LABEL, SPLIT, GROUP = "label", "split", "group"
 """Columns that hold no stream."""
 
+_SEPARATORS = {";": "';'", "\t": "a tab", "|": "'|'"}
+_NO_TEXT = (bytes, list, dict)
+
 
 @dataclass(frozen=True)
 class Row:
@@ -91,9 +94,16 @@ def _check(table: Table) -> None:
         raise ValueError(
             f"{table.path} has the columns {', '.join(table.columns)}; expected {LABEL!r}, "
             f"one for every stream, and if you like {SPLIT!r} and {GROUP!r}"
+            f"{_other_separator(table.columns)}"
         )
     if not table.rows:
         raise ValueError(f"{table.path} has no rows; expected one for every sample")
+
+
+def _other_separator(columns: Sequence[str]) -> str:
+    """A likely cause: one column that would be several."""
+    used = [name for sign, name in _SEPARATORS.items() if any(sign in text for text in columns)]
+    return f". Its separator seems to be {used[0]}; save it with commas" if used else ""
 
 
 def _of_csv(path: Path) -> tuple[list[str], list[Row]]:
@@ -129,11 +139,21 @@ def _of_parquet(path: Path) -> tuple[list[str], list[Row]]:
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"cannot read {path}: {error}") from error
     rows = [
-        Row(f"{path}, row {number}", {name: _text(value) for name, value in cells.items()})
+        _parquet_row(f"{path}, row {number}", cells)
         for number, cells in enumerate(table.to_pylist(), start=1)
     ]
     return list(table.column_names), rows
 
 
+def _parquet_row(where: str, cells: Mapping[str, Any]) -> Row:
+    texts = {name: _text(value) for name, value in cells.items()}
+    for name in (LABEL, SPLIT, GROUP):
+        if isinstance(cells.get(name), _NO_TEXT):
+            kind = type(cells[name]).__name__
+            return Row(where, texts, f"its {name} is of type {kind}; expected a text or a number")
+    return Row(where, texts)
+
+
 def _text(value: Any) -> str:
-    return "" if value is None else str(value).strip()
+    nothing = value is None or value != value  # NaN, as pandas and NumPy say it
+    return "" if nothing else str(value).strip()

@@ -40,23 +40,3 @@ class SelectedStreams:
     def read(self, index: int, stream: int) -> np.ndarray:
         """Read one raw image, shape (H, W, C)."""
         return self._source.read(int(self._samples[index]), self._numbers[stream])
-
-
-class FirstSamples:
-    """The first samples of a source.
-
-    Args:
-        source: the whole source.
-        number: how many to keep; all if it has no more.
-
-    Raises:
-        ValueError: if ``number`` is below 1.
-    """
-
-    def __init__(self, source: Source, number: int) -> None:
-        if number < 1:
-            raise ValueError(f"number is {number}; expected at least 1 sample")
-        self.streams, self.classes = source.streams, source.classes
-        self.ids = source.ids[:number]
-        self.targets, self.present = source.targets[:number], source.present[:number]
-        self.read = source.read

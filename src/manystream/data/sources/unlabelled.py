@@ -83,6 +83,13 @@ class UnlabelledFolder:
         Raises:
             UnreadableImageError: if the file is damaged.
         """
-        stored = read_image(self.path(index, stream), self._hints.max_pixels)
+        return self.decoded(self.read_stored(index, stream), index, stream)
+
+    def read_stored(self, index: int, stream: int) -> np.ndarray:
+        """Read one image with the values that its file has."""
+        return read_image(self.path(index, stream), self._hints.max_pixels)
+
+    def decoded(self, stored: np.ndarray, index: int, stream: int) -> np.ndarray:
+        """Turn the values of a file into those of its stream."""
         decode = self._hints.decoders().get(self.streams[stream].name)
         return stored if decode is None else decode(stored)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -26,3 +29,26 @@ def set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None:
         torch.cuda.set_rng_state(state["cuda"])
+
+
+_SEEDS_FOR_WORKERS = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")
+
+
+@contextmanager
+def kept_random_state() -> Iterator[None]:
+    """Give the caller's generators back as they were, and Lightning's word to loader processes."""
+    before, seed = random_state(), torch.initial_seed()
+    device = None if before["cuda"] is None else torch.cuda.current_device()
+    words = {name: os.environ.get(name) for name in _SEEDS_FOR_WORKERS}
+    try:
+        yield
+    finally:
+        set_random_state({**before, "cuda": None})
+        if device is not None:
+            torch.cuda.set_rng_state(before["cuda"], device)
+        elif torch.cuda.is_initialized():  # it would have begun with this seed
+            torch.cuda.manual_seed_all(seed)
+        for name, word in words.items():
+            os.environ.pop(name, None)
+            if word is not None:
+                os.environ[name] = word

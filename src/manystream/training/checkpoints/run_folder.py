@@ -104,6 +104,12 @@ class RunFolder:
             )
         return None
 
+    @property
+    def latest(self) -> Path | None:
+        """Path of the newest state, whole or not; None where there is none."""
+        states = [*self._states(), *([self.final] if self.final.exists() else [])]
+        return states[-1] if states else None
+
     def state_path(self, epoch: int, batch: int) -> Path:
         """Where the state before a batch of an epoch belongs."""
         return self.checkpoints / f"epoch-{epoch:05d}-batch-{batch:08d}{_SUFFIX}"
@@ -117,6 +123,8 @@ class RunFolder:
 
     def keep_as_best(self, state: Path) -> None:
         """Give a state the name of the best one as well."""
+        if self.best.exists() and self.best.samefile(state):
+            return  # two names of one file are not replaced by each other: a partial would stay
         partial = partial_of(self.best)
         partial.unlink(missing_ok=True)
         try:

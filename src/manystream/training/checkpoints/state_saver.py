@@ -50,6 +50,7 @@ class StateSaver(Checkpoint):
         self._trainer: pl.Trainer | None = None
         self._metrics: dict[str, Any] | None = None
         self._just_resumed = False
+        self._steps_logged: int | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._trainer = trainer
@@ -62,6 +63,9 @@ class StateSaver(Checkpoint):
         if self._is_best and trainer.is_global_zero:  # killed before the state got its second name
             self.folder.keep_as_best(self.folder.state_path(trainer.current_epoch, 0))
         self._is_best = False
+        loop = trainer.fit_loop.epoch_loop
+        between_epochs = self._just_resumed and loop.batch_progress.current.ready == 0
+        self._steps_logged = loop._batches_that_stepped if between_epochs else None
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the state between two epochs."""
@@ -69,6 +73,17 @@ class StateSaver(Checkpoint):
             _begin_counting(trainer)
             self._save(trainer, 0)
         self._just_resumed = False
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Log at the step that the run is at.
+
+        Lightning takes a state for one within a step, and counts that step when it goes on.
+        """
+        if self._steps_logged is not None:
+            trainer.fit_loop.epoch_loop._batches_that_stepped = self._steps_logged
+            self._steps_logged = None
 
     def on_train_batch_end(
         self,
@@ -86,7 +101,11 @@ class StateSaver(Checkpoint):
         if every is None or trainer.is_last_batch or done % trainer.accumulate_grad_batches:
             return
         if trainer.global_step % every == 0:
-            self._save(trainer, done)
+            self.save_within(trainer, done)
+
+    def save_within(self, trainer: pl.Trainer, done: int) -> None:
+        """Save the state within an epoch, after ``done`` batches of it; all processes call it."""
+        self._save(trainer, done)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """See whether the epoch was the best so far."""

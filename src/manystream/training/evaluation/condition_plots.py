@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from manystream.data.looking.lettering import literal
 from manystream.training.evaluation.robustness import Curve
 from manystream.training.reports.plots import COLORS
 
@@ -61,7 +62,7 @@ def _draw(axes: Axes, curve: Curve, name: str, color: str) -> None:
         color=color,
         markersize=4,
         capsize=2,
-        label=name,
+        label=literal(name),
     )
     if curve.without is not None:
         axes.axhline(curve.without, color=color, linestyle="--", linewidth=1)
@@ -72,7 +73,7 @@ def _draw(axes: Axes, curve: Curve, name: str, color: str) -> None:
 
 
 def _dress(axes: Axes, title: str) -> None:
-    axes.set_title(title, fontsize=10)
+    axes.set_title(literal(title), fontsize=10)
     axes.set_ylim(0, 1.02)
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.spines[["top", "right"]].set_visible(False)

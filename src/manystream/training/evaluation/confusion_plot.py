@@ -5,6 +5,7 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from manystream.data.looking.lettering import literal
 from manystream.training.evaluation.per_class import ClassTable
 
 _MOST_WITH_NUMBERS = 20
@@ -26,9 +27,9 @@ def plot_confusion(table: ClassTable) -> Figure:
 
 
 def _name_axes(axes: Axes, classes: tuple[str, ...]) -> None:
-    places = range(len(classes))
-    axes.set_xticks(places, classes, rotation=90, fontsize=8)
-    axes.set_yticks(places, classes, fontsize=8)
+    places, names = range(len(classes)), [literal(name) for name in classes]
+    axes.set_xticks(places, names, rotation=90, fontsize=8)
+    axes.set_yticks(places, names, fontsize=8)
     axes.set_xlabel("taken for")
     axes.set_ylabel("class")
 

@@ -2,52 +2,52 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from numbers import Real
 from typing import Any
 
 
 def check_at_least(options: Any, smallest: float, *names: str) -> None:
-    """Refuse values below ``smallest``; None is no value.
+    """Refuse values below ``smallest``; None is no value, where it is the default.
 
     Raises:
         ValueError: naming the option.
     """
     for name in names:
         value = getattr(options, name)
-        if value is not None and not value >= smallest:
+        if not (_is_left_out(options, name) or (_is_number(value) and value >= smallest)):
             wanted = "0 or more" if smallest == 0 else f"at least {smallest}"
             raise ValueError(f"{name} is {value}; expected {wanted}")
 
 
 def check_above_zero(options: Any, *names: str) -> None:
-    """Refuse values that are not above 0; None is no value.
+    """Refuse values that are not above 0; None is no value, where it is the default.
 
     Raises:
         ValueError: naming the option.
     """
     for name in names:
         value = getattr(options, name)
-        if value is not None and not value > 0:
+        if not (_is_left_out(options, name) or (_is_number(value) and value > 0)):
             raise ValueError(f"{name} is {value}; expected more than 0")
 
 
 def check_share(options: Any, *names: str) -> None:
-    """Refuse values outside of [0, 1); None is no value.
+    """Refuse values outside of [0, 1); None is no value, where it is the default.
 
     Raises:
         ValueError: naming the option.
     """
     for name in names:
         value = getattr(options, name)
-        if value is not None and not 0 <= value < 1:
+        if not (_is_left_out(options, name) or (_is_number(value) and 0 <= value < 1)):
             raise ValueError(f"{name} is {value}; expected [0, 1)")
 
 
-def check_one_of(options: Any, name: str, choices: tuple[str, ...]) -> None:
-    """Refuse what is not one of ``choices``; the command line does so by itself.
+def _is_left_out(options: Any, name: str) -> bool:
+    defaults = {field.name: field.default for field in fields(options)}
+    return getattr(options, name) is None and defaults[name] is None
 
-    Raises:
-        ValueError: naming the option and the choices.
-    """
-    value = getattr(options, name)
-    if value not in choices:
-        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)

@@ -11,6 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from manystream.data.looking.lettering import literal
+
 if TYPE_CHECKING:
     from manystream.training.reports.report import Run
 
@@ -51,9 +53,9 @@ def plot_subsets(runs: Sequence[Run]) -> Figure:
         measured = [(x, run.subsets[s]) for x, s in enumerate(subsets) if s in run.subsets]
         values = [accuracies["mean_class_accuracy"] for _, accuracies in measured]
         places = [x + (i - (len(runs) - 1) / 2) * width for x, _ in measured]
-        bars = axes.bar(places, values, width * 0.95, color=color, label=run.name)
+        bars = axes.bar(places, values, width * 0.95, color=color, label=literal(run.name))
         axes.bar_label(bars, [f"{v:.0%}" for v in values], fontsize=8, padding=2)
-    axes.set_xticks(range(len(subsets)), subsets)
+    axes.set_xticks(range(len(subsets)), [literal(subset) for subset in subsets])
     axes.set_xlabel("streams present")
     axes.set_title("mean class accuracy", fontsize=10)
     axes.set_ylim(0, 1.08)
@@ -72,7 +74,7 @@ def all_subsets(runs: Sequence[Run]) -> list[str]:
 def plot_costs(runs: Sequence[Run]) -> Figure:
     """Parameters, and memory and time of a training step, of the runs that know them, as bars."""
     known = [(run.name, run.cost) for run in runs if run.cost is not None]
-    names = [name for name, _ in known]
+    names = [literal(name) for name, _ in known]
     panels = {
         "parameters, millions": [cost.num_parameters / 1e6 for _, cost in known],
         "peak memory of a step, MiB": [cost.peak_bytes / 2**20 for _, cost in known],
@@ -104,7 +106,7 @@ def plot_layers(by_layer: Mapping[str, Mapping[str, float]], title: str) -> Figu
     axes = figure.subplots()
     for name, color in zip(names, cycle(COLORS), strict=False):
         values = [abs(by_layer[layer].get(name, math.nan)) for layer in layers]
-        axes.plot(range(len(layers)), values, "o-", color=color, label=name, markersize=4)
+        axes.plot(range(len(layers)), values, "o-", color=color, label=literal(name), markersize=4)
     axes.set_xticks(range(len(layers)), layers, rotation=90, fontsize=8)
     axes.set_yscale("log")
     axes.set_title(title, fontsize=10)
@@ -117,7 +119,7 @@ def _curve(axes: Axes, run: Run, quantity: str, color: str) -> None:
     for stage, style in (("val", "-"), ("train", "--")):
         values = run.history.get(f"{stage}_{quantity}", [])
         label = f"{run.name}, {'validation' if stage == 'val' else 'training'}"
-        axes.plot(range(1, len(values) + 1), values, style, color=color, label=label)
+        axes.plot(range(1, len(values) + 1), values, style, color=color, label=literal(label))
 
 
 def _dress(axes: Axes, title: str, *, share: bool = False) -> None:

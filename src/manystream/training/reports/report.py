@@ -14,7 +14,7 @@ from typing import Any
 import jinja2
 from matplotlib.figure import Figure
 
-from manystream.training.cost import StepCost
+from manystream.memory.cost import StepCost
 from manystream.training.evaluation.condition_plots import plot_conditions
 from manystream.training.evaluation.robustness import Robustness
 from manystream.training.reports.history import History

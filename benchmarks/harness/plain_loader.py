@@ -1,4 +1,4 @@
-"""What people write without this package: a data set of dense samples, to compare our feeding with.
+"""What people write without this package: a data set of dense samples, to compare feeding with.
 
 Every stream of every sample is read and augmented in float32, absent ones are zeros, torch's own
 collate stacks them, and modality dropout multiplies what it blanks by zero afterwards.
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, RandomSampler, Subset
+from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from manystream.data.options import DataOptions
 from manystream.data.preprocessing import Preprocessing, normalise
@@ -69,33 +69,24 @@ class PlainDataset(Dataset[dict[str, Any]]):
 
 
 def plain_batches(
-    source: Source,
-    preprocessing: Preprocessing,
-    options: DataOptions,
-    *,
-    samples: int,
-    blanked: float,
-    device: torch.device,
+    dataset: PlainDataset, options: DataOptions, blanked: float, device: torch.device
 ) -> Iterator[Tensor]:
     """Feed for ever with an ordinary DataLoader.
 
     Args:
-        source: where images come from.
-        preprocessing: size, streams and statistics.
+        dataset: the samples.
         options: size of the batches, and workers.
-        samples: how many of the source's samples are read, again and again.
         blanked: probability that a sample loses a stream.
         device: where batches go.
 
     Yields:
         Which streams the samples of a batch keep, shape (B, M), when the batch is on its device.
     """
-    dataset = Subset(PlainDataset(source, preprocessing, options.augment), range(samples))
     loader: DataLoader[Any] = DataLoader(
         dataset,
         batch_size=options.samples_per_batch,
         sampler=RandomSampler(dataset),
-        drop_last=samples >= options.samples_per_batch,
+        drop_last=len(dataset) >= options.samples_per_batch,
         num_workers=options.num_workers,
         persistent_workers=options.num_workers > 0,
         pin_memory=torch.cuda.is_available(),
@@ -129,7 +120,7 @@ def _jittered(image: Tensor, factors: Tensor) -> Tensor:
 
 
 def _lost(present: Tensor, blanked: float) -> Tensor:
-    """One stream of some of the samples that have several."""
+    """Choose one stream of some of the samples that have several."""
     touched = (torch.rand(len(present)) < blanked) & (present.sum(dim=1) > 1)
     stream = torch.multinomial(present.float(), 1).flatten()
     return F.one_hot(stream, present.shape[1]).bool() & touched[:, None]

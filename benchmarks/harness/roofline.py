@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import timeit
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import pairwise
 from statistics import median
 from typing import Any
 
@@ -14,6 +12,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
+
+from harness.timing import times_ms
 
 _MATRIX_SIDE = {"cuda": 8192, "cpu": 1024}
 _COPY_BYTES = {"cuda": 1 << 31, "cpu": 1 << 26}
@@ -45,7 +45,7 @@ class Ceilings:
 
 
 @dataclass(frozen=True)
-class Floor:
+class Roofline:
     """The least that a step's operations need.
 
     Attributes:
@@ -59,15 +59,15 @@ class Floor:
     ms: float
 
 
-def floor_of(step: Callable[[], object], ceilings: Ceilings) -> Floor:
+def roofline_of(step: Callable[[], object], ceilings: Ceilings) -> Roofline:
     """Run a step once and add up what each operation must compute and move.
 
-    An operation that reads a tensor in two passes, as a norm does, is charged one: the floor is
+    An operation that reads a tensor in two passes, as a norm does, is charged one: the time is
     below what any code of these operations reaches.
     """
     with _Adding(ceilings) as adding:
         step()
-    return Floor(adding.flops, adding.bytes, adding.seconds * 1000)
+    return Roofline(adding.flops, adding.bytes, adding.seconds * 1000)
 
 
 class _Adding(TorchDispatchMode):
@@ -115,15 +115,5 @@ def _bytes(leaves: Iterable[Any]) -> int:
 
 
 def _seconds(operation: Callable[[], object], device: torch.device) -> float:
-    """Median time of an operation."""
     operation()
-    if device.type == "cpu":
-        return median(timeit.repeat(operation, number=1, repeat=_REPEATS))
-    marks = [torch.cuda.Event(enable_timing=True) for _ in range(_REPEATS + 1)]
-    marks[0].record()
-    for mark in marks[1:]:
-        operation()
-        mark.record()
-    torch.cuda.synchronize(device)
-    milliseconds: float = median(a.elapsed_time(b) for a, b in pairwise(marks))
-    return milliseconds / 1000
+    return median(times_ms(operation, _REPEATS, device)) / 1000

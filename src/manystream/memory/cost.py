@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
@@ -12,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from manystream.batch import StreamBatch
-from manystream.memory import peak_bytes
+from manystream.memory.counting import peak_bytes
 from manystream.models import StreamNetwork
 
 _WARM_UP, _STEPS = 2, 5
@@ -48,20 +47,15 @@ def measure_step(network: StreamNetwork, batch: StreamBatch) -> StepCost:
         raise ValueError("the batch has no target; expected one to take a loss from")
     trained = copy.deepcopy(network).to(device).train()
 
-    def step() -> None:
+    def step() -> float:
         trained.zero_grad(set_to_none=True)
+        start = time.perf_counter()
         F.cross_entropy(trained(batch), target).backward()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
+        return (time.perf_counter() - start) * 1000
 
-    times = [_time_ms(step) for _ in range(_WARM_UP + _STEPS)][_WARM_UP:]
+    times = [step() for _ in range(_WARM_UP + _STEPS)][_WARM_UP:]
     trained.zero_grad(set_to_none=True)
-    peak = peak_bytes(step, device)
     parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    return StepCost(parameters, peak, median(times))
-
-
-def _time_ms(step: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    step()
-    return (time.perf_counter() - start) * 1000
+    return StepCost(parameters, peak_bytes(step, device), median(times))

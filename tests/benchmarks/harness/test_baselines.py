@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from benchmarks.baselines import BASELINES, MaskedNet
 
+from harness.baselines import BASELINES, MaskedNet
 from manystream.models import StreamResNet
 from tests.builders import INTEGRATED_FAMILIES, mask_of, random_images, small_resnet
 

@@ -1,9 +1,9 @@
 """What users run instead: masked execution and its relatives, with the weights of our networks.
 
 Every stream holds all B rows. Absent ones are multiplied by zero after each convolution; batch norm
-runs on the gathered present rows and is scattered back into zeros at each layer (DESIGN 1 and 2).
-The mask is float32, as ``mask.float()`` gives it: under autocast the product out of place is
-float32 too, in place it stays what the convolution gave.
+runs on the gathered present rows and is scattered back into zeros at each layer. The mask is
+float32, as ``mask.float()`` gives it: under autocast the product out of place is float32 too, in
+place it stays what the convolution gave.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ Pathways = tuple[list[Tensor], Tensor]
 Masks = Sequence[Tensor | None]
 """Who is present in each stream, shape (B,), bool, on the device; None: everyone, and no mask."""
 
-COMPILED_MEMORY_BUDGET = 0.5
+COMPILED = "torch.compile (dropout off)"
+
+_COMPILED_MEMORY_BUDGET = 0.5
 
 
 class MaskedNet(nn.Module):
@@ -176,8 +178,6 @@ class CompiledNet(nn.Module):
         memory_budget: 1 keeps all, 0 recomputes all.
     """
 
-    generates_code = True
-
     def __init__(self, network: StreamResNet, memory_budget: float) -> None:
         super().__init__()
         self.plain = MaskedNet(network, in_place=False, masking=False)
@@ -198,7 +198,7 @@ BASELINES: dict[str, Callable[[StreamResNet], nn.Module]] = {
         network, in_place=True, checkpointed=True
     ),
     "plain (dropout off)": lambda network: MaskedNet(network, in_place=True, masking=False),
-    "torch.compile (dropout off)": lambda network: CompiledNet(network, COMPILED_MEMORY_BUDGET),
+    COMPILED: lambda network: CompiledNet(network, _COMPILED_MEMORY_BUDGET),
 }
 """Ways to run a network, called as ``module(inputs, present)``."""
 

@@ -1,0 +1,1 @@
+"""What the benchmarks share: cases, processes to measure them in, timing, tables, rooflines."""

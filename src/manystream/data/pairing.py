@@ -1,0 +1,162 @@
+"""Streams and classes that do not fit together, and what the likely cause is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from itertools import permutations, takewhile
+from typing import NamedTuple
+
+import torch
+
+from manystream.data.problems import Problem
+from manystream.data.source import Source
+
+_SENSOR = re.compile(
+    r"(?i)rgb|colou?r|gr[ae]y|depth|hha|thermal|infrared|lidar|radar|(?<![a-z])n?ir(?![a-z])"
+)
+
+
+def mismatches(source: Source) -> list[Problem]:
+    """What cannot have been meant about who has which stream.
+
+    Streams of which no sample has another one as well; classes called like sensors, of streams that
+    are not; and a class that lacks a stream, as if its folder were misspelt in it.
+
+    Args:
+        source: the samples, whose ids end in the names of their files where these are ``class/id``.
+    """
+    return [*_swapped(source), *_unpaired(source), *_misspelt(source)]
+
+
+def one_sided_classes(source: Source) -> dict[str, list[str]]:
+    """By the name of each class that has samples, the streams that it lacks and others have."""
+    has = {
+        name: source.present[source.targets == number].any(dim=0)
+        for number, name in enumerate(source.classes)
+        if (source.targets == number).any()
+    }
+    used = source.present.any(dim=0)
+    lacks = {name: _names(source, used & ~of_class) for name, of_class in has.items()}
+    return {name: streams for name, streams in lacks.items() if streams}
+
+
+def _swapped(source: Source) -> Iterator[Problem]:
+    streams = [spec.name for spec in source.streams]
+    if all(map(_SENSOR.search, source.classes)) and not any(map(_SENSOR.search, streams)):
+        yield Problem(
+            f"classes {', '.join(source.classes)}",
+            f"they are called like sensors, and the streams {', '.join(streams)} are not: streams "
+            "and classes seem to be swapped; expected <split>/<stream>/<class>/<id>.<ext>",
+        )
+
+
+def _unpaired(source: Source) -> Iterator[Problem]:
+    present = source.present
+    several = present.sum(dim=1, keepdim=True) > 1
+    alone = present.any(dim=0) & ~(present & several).any(dim=0)
+    used = _names(source, present.any(dim=0))
+    lonely = _names(source, alone)
+    if len(used) < 2 or not lonely:
+        return
+    what = "no sample has two of them" if lonely == used else "no sample has another stream as well"
+    pairs = [(a, b) for a, b in permutations(used, 2) if a in lonely or b in lonely]
+    cause = next(filter(None, (_renamed(source, a, b) for a, b in pairs)), "")
+    yield Problem(
+        f"streams {', '.join(lonely)}",
+        f"{what}{cause and ': '}{cause}; expected one name for all images of a sample, or one row "
+        "of a manifest",
+    )
+
+
+def _misspelt(source: Source) -> Iterator[Problem]:
+    told: set[frozenset[str]] = set()
+    for name, lacks in one_sided_classes(source).items():
+        has = [m for m, spec in enumerate(source.streams) if spec.name not in lacks]
+        stems = _stems_of(source, name)
+        for other in source.classes:
+            twins = stems & _stems_of(source, other, without=has)
+            pair = frozenset((name, other))
+            if other != name and pair not in told and len(twins) >= len(stems) / 2:
+                told.add(pair)
+                yield Problem(
+                    f"class {name!r}",
+                    f"it has no image of {', '.join(lacks)}, and {len(twins)} of its images are "
+                    f"called like those that {other!r} lacks: is one of the classes misspelt?",
+                )
+
+
+def _stems_of(source: Source, label: str, without: Sequence[int] = ()) -> set[str]:
+    """Names of a class's samples that have none of some streams."""
+    of_class = source.targets == source.classes.index(label)
+    lacking = ~source.present[:, list(without)].any(dim=1)
+    chosen = (of_class & lacking).nonzero().flatten().tolist()
+    return {source.ids[i].rpartition("/")[2] for i in chosen}
+
+
+class _Name(NamedTuple):
+    """A sample's id in two: its folder, and its own name."""
+
+    folder: str
+    stem: str
+
+
+def _renamed(source: Source, first: str, second: str) -> str:
+    """How the names of a stream differ from those of another; empty if that cannot be told."""
+    theirs, ours = (_stems(source, name) for name in (first, second))
+    enough = min(len(theirs), len(ours)) / 2
+    lower = {_Name(name.folder, name.stem.lower()) for name in theirs}
+    if sum(_Name(name.folder, name.stem.lower()) in lower for name in ours) >= enough:
+        return f"names differ in upper and lower case between {first} and {second}"
+    for where, step in (("begin", 1), ("end", -1)):
+        old, new = _prefixes([_turned(n, step) for n in theirs], [_turned(n, step) for n in ours])
+        known = {_turned(name, step) for name in theirs}
+        turned = [_turned(name, step) for name in ours]
+        found = sum(
+            name._replace(stem=old + name.stem[len(new) :]) in known
+            for name in turned
+            if name.stem.startswith(new)
+        )
+        if found >= enough:
+            return _difference(first, old[::step], second, new[::step], where)
+    return ""
+
+
+def _difference(first: str, old: str, second: str, new: str, where: str) -> str:
+    if old and new:
+        return f"names {where} with {old!r} in {first}, and with {new!r} in {second}"
+    longer, shorter = (first, second) if old else (second, first)
+    return (
+        f"names {where} with {old or new!r} in {longer}, and are the same in {shorter} without it"
+    )
+
+
+def _prefixes(theirs: Sequence[_Name], ours: Sequence[_Name]) -> tuple[str, str]:
+    """What goes before the part that the first of ours shares with the likest of theirs."""
+    probe = ours[0]
+    beside = [name for name in theirs if name.folder == probe.folder] or theirs
+    shared = {name: _shared_end(name.stem, probe.stem) for name in beside}
+    likest = max(beside, key=lambda name: (shared[name], -len(name.stem)))
+    length = shared[likest]
+    return likest.stem[: len(likest.stem) - length], probe.stem[: len(probe.stem) - length]
+
+
+def _shared_end(one: str, other: str) -> int:
+    """How many characters two texts have in common at their ends."""
+    pairs = zip(reversed(one), reversed(other), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def _turned(name: _Name, step: int) -> _Name:
+    return name._replace(stem=name.stem[::step])
+
+
+def _stems(source: Source, stream: str) -> list[_Name]:
+    number = [spec.name for spec in source.streams].index(stream)
+    chosen = source.present[:, number].nonzero().flatten().tolist()
+    split = (source.ids[i].rpartition("/") for i in chosen)
+    return sorted(_Name(folder, stem) for folder, _, stem in split)
+
+
+def _names(source: Source, chosen: torch.Tensor) -> list[str]:
+    return [spec.name for spec, is_one in zip(source.streams, chosen, strict=True) if is_one]

@@ -1,0 +1,218 @@
+"""SIGTERM ends a run where its state can be saved, in all of its processes at the same step."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import monotonic
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Checkpoint
+
+from manystream.training.checkpoints.state_saver import StateSaver
+from manystream.training.distributed import Vote, outlive_children
+
+TERMINATED = 128 + signal.SIGTERM
+"""Exit status, by the shell's convention."""
+
+_SAME_SECONDS = 1.0
+"""Who signals a process group reaches torchrun too, which passes it on: one demand, two signals."""
+
+_PATIENCE_SECONDS = 5.0
+"""Validation that ends in this time is waited for, since the epoch can be kept then."""
+
+_ROUND_SECONDS = 2.0
+"""Time between two votes in validation, where processes need not have as many batches."""
+
+_DONE, _READING, _END = range(3)
+
+
+class Terminated(SystemExit):
+    """SIGTERM ended a run. Where nobody catches this, the process ends with status 143.
+
+    Attributes:
+        message: where the run ended, and how to go on.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(TERMINATED)
+        self.message = message
+
+
+@contextmanager
+def sigterm_handled(handler: Callable[..., None] | signal.Handlers) -> Iterator[None]:
+    """For a while, have SIGTERM handled so; where the caller ignores it, it stays ignored."""
+    before = signal.getsignal(signal.SIGTERM)
+    ignored = before in (signal.SIG_IGN, None)
+    if ignored or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class Termination:
+    """Whether SIGTERM has come to any process of a run."""
+
+    def __init__(self) -> None:
+        self._came = math.inf
+        self._vote: Vote | None = None
+        self._pid = os.getpid()
+
+    @property
+    def requested(self) -> bool:
+        """Whether it has come to this process."""
+        return self._came < math.inf
+
+    @property
+    def overdue(self) -> bool:
+        """Whether it has come so long ago that nothing more is waited for."""
+        return monotonic() - self._came > _PATIENCE_SECONDS
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """For a while, take SIGTERM down; a second one ends the process at once.
+
+        Raises:
+            Terminated: at the end, if it came and nothing has ended the run since.
+        """
+        try:
+            with sigterm_handled(self._take_down):
+                yield
+        except RuntimeError as error:
+            if self.requested and "DataLoader worker" in str(error):
+                raise Terminated("SIGTERM ended the processes of a loader as well") from error
+            raise
+        if self.requested:
+            raise Terminated("SIGTERM came when training had ended")
+
+    def meet(self, trainer: pl.Trainer) -> None:
+        """Ask the other processes from here on, if there are any."""
+        if trainer.world_size > 1:
+            self._vote = Vote(trainer.strategy.root_device)
+
+    def heard(self) -> bool:
+        """Whether any process had it a step ago; asked after every step, and waits for nobody."""
+        if self._vote is None:
+            return self.requested
+        heard = self._vote.answer()
+        self._vote.ask(self.requested)
+        return bool(heard)
+
+    def agreed(self) -> bool:
+        """Whether any process has it now; waits for all."""
+        return self.heard() | self.heard()
+
+    def end_validation(self, *, reading: bool) -> bool:
+        """Tell the others whether this process still reads.
+
+        Returns:
+            Whether any of them does.
+
+        Raises:
+            Terminated: if it is overdue in any of them.
+        """
+        said: float = _END if self.overdue else _READING if reading else _DONE
+        if self._vote is not None:
+            self._vote.answer()
+            self._vote.ask(said)
+            said = self._vote.answer()
+        if said == _END:
+            raise Terminated("SIGTERM ended training in a validation")
+        return said == _READING
+
+    def _take_down(self, *_: Any) -> None:
+        is_fork = os.getpid() != self._pid  # of a loader, which is ended by this signal
+        if not is_fork and not self.requested:
+            self._came = monotonic()
+        elif is_fork or monotonic() - self._came > _SAME_SECONDS:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGTERM)
+
+
+class EndInValidation(pl.Callback):
+    """Breaks a validation off that would take long; comes before all that meet at its end.
+
+    Args:
+        termination: whether SIGTERM has come.
+    """
+
+    def __init__(self, termination: Termination) -> None:
+        self._termination = termination
+        self._last_round = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Ask the other processes from here on."""
+        self._termination.meet(trainer)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
+        self._last_round = monotonic()
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any
+    ) -> None:
+        """Ask now and then."""
+        if trainer.world_size == 1 or monotonic() - self._last_round > _ROUND_SECONDS:
+            self._termination.end_validation(reading=True)
+            self._last_round = monotonic()
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take part until no process reads any more."""
+        while trainer.world_size > 1 and self._termination.end_validation(reading=False):
+            pass
+
+
+class EndAtStep(Checkpoint):
+    """Ends a run whose state has just been, or is here, saved; comes after all other callbacks.
+
+    Args:
+        termination: whether SIGTERM has come.
+        saver: saves the state; None where a run has no folder.
+    """
+
+    def __init__(self, termination: Termination, saver: StateSaver | None) -> None:
+        self._termination = termination
+        self._saver = saver
+        self._ends = False
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """End before an epoch; the state between epochs has been saved."""
+        if self._ends or self._termination.agreed():
+            self._end(f"before epoch {trainer.current_epoch}")
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """End within an epoch, when no gradient waits for its step."""
+        self._ends = self._termination.heard() or self._ends
+        done = batch_idx + 1
+        # After the last batch a validation may follow, which is no place to go on from.
+        if not self._ends or trainer.is_last_batch or done % trainer.accumulate_grad_batches:
+            return
+        if self._saver is not None:
+            self._saver.save_within(trainer, done)
+        self._end(f"after batch {done} of epoch {trainer.current_epoch}")
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Let every process end by itself."""
+        if isinstance(exception, Terminated):
+            outlive_children(trainer)
+
+    def _end(self, where: str) -> None:
+        raise Terminated(f"SIGTERM ended training {where} (counted from 0)")
