@@ -8,7 +8,7 @@ import yaml
 
 from manystream.cli import main
 from manystream.training import FitOptions
-from tests.cli.test_main import QUICK, SCENES, status, train
+from tests.cli.test_main import QUICK, SCENES, train
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # a warning that is an error would refuse, too
 
