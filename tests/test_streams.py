@@ -84,6 +84,14 @@ def test_bad_images(inputs: Any, message: str) -> None:
             "blanked_mask names stream 'ir'; this model's streams are rgb, depth",
         ),
         ({"blanked_mask": {"rgb": torch.ones(3)}}, r"blanked_mask\[0\] is torch.float32"),
+        ({"blanked_mask": {"depth"}}, r'is set; expected a mapping .* \{"depth": torch.tensor\('),
+        ({"blanked_mask": ["depth"]}, "blanked_mask is list; expected a mapping of streams"),
+        ({"blanked_mask": set()}, "blanked_mask is set; expected a mapping of streams to masks"),
+        ({"blanked_mask": {None: mask_of("0 1 0").flatten()}}, "blanked_mask names stream None"),
+        (
+            {"blanked_mask": dict.fromkeys((1, "depth"), mask_of("0 1 0").flatten())},
+            "blanked_mask names a stream twice: 1, 'depth'",
+        ),
         (
             {"present": mask_of("11 01 11"), "blanked_mask": {1: mask_of("0 1 0").flatten()}},
             r"samples without any stream: 1 \(1 of 3\)",
@@ -186,3 +194,53 @@ def test_pin_memory() -> None:
     batch = make_batch([RGB, DEPTH], NAMES, target=torch.tensor([1, 2, 3])).pin_memory()
     assert batch.target is not None
     assert all(x.is_pinned() for x in (*batch.streams, batch.target))
+
+
+MASK = mask_of("11 01 10")
+PRESENCE = Presence.from_mask(MASK)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ([RGB], "there are 1 streams, and the presence has 2"),
+        ([RGB, DEPTH, DEPTH], "there are 3 streams, and the presence has 2"),
+        ([RGB, DEPTH[:2]], r"inputs\[1\] has shape \(2, 1, 4, 6\); expected \(3, C, H, W\)"),
+        ([RGB, torch.cat([DEPTH, DEPTH])], r"inputs\[1\] has shape \(6, 1, 4, 6\); expected \(3,"),
+        ([RGB[:, 0], DEPTH], r"inputs\[0\] has shape \(3, 4, 6\); expected \(3, C, H, W\)"),
+    ],
+)
+def test_full_batches_that_do_not_fit_the_presence(inputs: list[Tensor], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        StreamBatch.from_full(inputs, PRESENCE)
+
+
+def test_a_stream_that_nobody_has_needs_no_rows() -> None:
+    batch = StreamBatch.from_full([RGB, DEPTH[:0]], Presence.from_mask(mask_of("10 10 10")))
+    assert batch.streams[1].shape == (0, 1, 4, 6)
+
+
+@pytest.mark.parametrize(
+    ("streams", "integrated", "message"),
+    [
+        ((RGB[:2],), None, "there are 1 streams, and the presence has 2"),
+        ((RGB, DEPTH), None, r"streams\[0\] has shape \(3, 3, 4, 6\); expected .* the 2 rows"),
+        ((RGB[:2], DEPTH[:1]), None, r"streams\[1\] has shape \(1, 1, 4, 6\); expected .* the 2"),
+        ((RGB[:2, 0], DEPTH[:2]), None, r"streams\[0\] has shape \(2, 4, 6\); expected"),
+        ((RGB[:2], DEPTH[:2]), RGB[:2], r"integrated has shape \(2, 3, 4, 6\); expected \(3, C,"),
+        ((), RGB[:, 0], r"integrated has shape \(3, 4, 6\); expected \(3, C, H, W\)"),
+    ],
+)
+def test_a_batch_that_does_not_fit_its_presence(
+    streams: tuple[Tensor, ...], integrated: Tensor | None, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        StreamBatch(streams, PRESENCE, integrated)
+
+
+def test_with_maps_keeps_the_rest() -> None:
+    batch = StreamBatch((RGB[:2], DEPTH[:2]), PRESENCE, target=torch.arange(3), ids=("a", "b", "c"))
+    other = batch.with_maps((), RGB)
+    assert (other.streams, other.integrated) == ((), RGB)
+    assert other.presence is batch.presence
+    assert (other.target, other.ids) == (batch.target, batch.ids)

@@ -99,6 +99,11 @@ class Presence:
         """Number of streams M."""
         return self.mask.shape[1]
 
+    def num_rows(self, stream: int) -> int:
+        """Samples that have a stream, B_m."""
+        rows = self.rows[stream]
+        return rows.stop - rows.start if isinstance(rows, slice) else len(rows)
+
     def samples(self, stream: int) -> Tensor:
         """Caller's numbers of a stream's rows, in their sorted order, shape (B_m,), int64, CPU."""
         present = self.mask[:, stream]
@@ -153,7 +158,7 @@ def mask_from_blanked(blanked: Mapping[int, Tensor], num_samples: int, num_strea
     """
     mask = torch.ones(num_samples, num_streams, dtype=torch.bool)
     for stream, lost in blanked.items():
-        if not 0 <= stream < num_streams:
+        if stream not in range(num_streams):
             raise ValueError(
                 f"blanked_mask names stream {stream}; streams are 0 to {num_streams - 1}"
             )

@@ -28,6 +28,9 @@ class StreamBatch:
             first layer.
         target: class of each sample, shape (B,), int64, in the caller's order; None if unknown.
         ids: name of each sample, B of them, in the caller's order, for messages; None if unknown.
+
+    Raises:
+        ValueError: if there are not as many streams, or rows of one, as the presence says.
     """
 
     streams: tuple[Tensor, ...]
@@ -35,6 +38,26 @@ class StreamBatch:
     integrated: Tensor | None = None
     target: Tensor | None = None
     ids: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        # Every layer makes a batch, so this must cost next to nothing.
+        presence = self.presence
+        if self.streams:
+            _check_count(len(self.streams), presence)
+        for m, x in enumerate(self.streams):
+            shape = x.shape
+            if len(shape) != 4 or shape[0] != presence.num_rows(m):
+                raise ValueError(
+                    f"streams[{m}] has shape {tuple(shape)}; expected (B_{m}, C, H, W) with the "
+                    f"{presence.num_rows(m)} rows that the presence says: StreamBatch.from_full "
+                    "takes them out of a full batch"
+                )
+        z = self.integrated
+        if z is not None and (z.dim() != 4 or z.shape[0] != presence.num_samples):
+            raise ValueError(
+                f"integrated has shape {tuple(z.shape)}; expected "
+                f"({presence.num_samples}, C, H, W), a row for each sample of the presence"
+            )
 
     def __len__(self) -> int:
         return self.presence.num_samples
@@ -49,7 +72,19 @@ class StreamBatch:
             inputs: one batch per stream, shape (B, C_m, H, W).
             presence: who has which stream.
             target: class of each sample, shape (B,), int64.
+
+        Raises:
+            ValueError: if there are not as many streams as the presence has, or one is no batch of
+                as many samples. One that no sample has may have any number.
         """
+        _check_count(len(inputs), presence)
+        for m, x in enumerate(inputs):
+            unread = presence.num_rows(m) == 0
+            if x.dim() != 4 or (len(x) != presence.num_samples and not unread):
+                raise ValueError(
+                    f"inputs[{m}] has shape {tuple(x.shape)}; expected "
+                    f"({presence.num_samples}, C, H, W), a row for each sample of the presence"
+                )
         streams = tuple(_take_rows(x, presence, m) for m, x in enumerate(inputs))
         return cls(streams, presence.to(inputs[0].device), target=target)
 
@@ -91,10 +126,14 @@ class StreamBatch:
             joined[place, start : start + x.shape[1]] = x
         return joined
 
+    def with_maps(self, streams: tuple[Tensor, ...], integrated: Tensor | None) -> StreamBatch:
+        """What a layer gives: other maps of the same samples."""
+        return StreamBatch(streams, self.presence, integrated, self.target, self.ids)
+
     def map(self, function: Callable[[Tensor], Tensor]) -> StreamBatch:
         """Apply a function to every stream and to the integrated pathway."""
         integrated = None if self.integrated is None else function(self.integrated)
-        return replace(self, streams=tuple(map(function, self.streams)), integrated=integrated)
+        return self.with_maps(tuple(map(function, self.streams)), integrated)
 
     def to(self, device: torch.device | str) -> StreamBatch:
         """Bring the images, the target and the indices to a device."""
@@ -106,6 +145,14 @@ class StreamBatch:
         """Move the images and the target to page-locked memory."""
         target = None if self.target is None else self.target.pin_memory()
         return replace(self.map(Tensor.pin_memory), target=target)
+
+
+def _check_count(number: int, presence: Presence) -> None:
+    if number != presence.num_streams:
+        raise ValueError(
+            f"there are {number} streams, and the presence has {presence.num_streams}; expected a "
+            "tensor for each, of no rows where nobody has it"
+        )
 
 
 def _take_rows(full: Tensor, presence: Presence, stream: int) -> Tensor:
@@ -195,7 +242,9 @@ def _presence_mask(
     blanked_mask: Mapping[str, Tensor] | Mapping[int, Tensor] | None,
 ) -> Tensor:
     num_samples = len(next(iter(images.values())))
-    mask = mask_from_blanked(_by_number(blanked_mask or {}, names), num_samples, len(names))
+    mask = mask_from_blanked(
+        _by_number({} if blanked_mask is None else blanked_mask, names), num_samples, len(names)
+    )
     if present is not None:
         present = torch.as_tensor(present)
         if present.dtype != torch.bool or present.shape != mask.shape:
@@ -210,9 +259,21 @@ def _presence_mask(
 def _by_number(
     blanked: Mapping[str, Tensor] | Mapping[int, Tensor], names: list[str]
 ) -> dict[int, Tensor]:
+    if not isinstance(blanked, Mapping):
+        raise ValueError(
+            f"blanked_mask is {type(blanked).__name__}; expected a mapping of streams to masks, "
+            f'for example {{"{names[-1]}": torch.tensor([True, False])}}, True where the sample '
+            "lacks the stream"
+        )
     unknown = [s for s in blanked if isinstance(s, str) and s not in names]
     if unknown:
         raise ValueError(
             f"blanked_mask names stream {unknown[0]!r}; this model's streams are {', '.join(names)}"
         )
-    return {names.index(s) if isinstance(s, str) else s: lost for s, lost in blanked.items()}
+    numbers = [names.index(s) if isinstance(s, str) else s for s in blanked]
+    if len(set(numbers)) < len(numbers):
+        raise ValueError(
+            f"blanked_mask names a stream twice: {', '.join(map(repr, blanked))}; this model's "
+            f"streams are {', '.join(names)}, numbered from 0"
+        )
+    return dict(zip(numbers, blanked.values(), strict=True))

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from manystream.functional import linear_integrate
+from manystream.functional import linear_integrate, scalar_integrate
 from manystream.functional.integrate import integrate_through
 from manystream.functional.mixing import LinearMix
 from manystream.presence import Presence
@@ -245,3 +245,34 @@ def test_what_is_handed_on_brings_its_gradient_back() -> None:
     due = torch.autograd.grad(loss, [*raw, *weights])
     for ours, theirs in zip(came, due, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_shapes_that_would_be_broadcast_are_refused() -> None:
+    rows = [slice(0, 3), torch.tensor([3, 1])]
+    raw, weights, z, kernel, _ = operands(rows)
+    one = torch.ones(1, dtype=torch.float64)
+    for other in (raw[1][:1], raw[1][:, :1], raw[1][..., :1], raw[1].mT):
+        for function, parameters in ((linear_integrate, weights), (scalar_integrate, [one, one])):
+            with pytest.raises(ValueError, match=r"raw\[1\] has shape .*; expected 2 rows"):
+                function([raw[0], other], parameters, rows, 4)
+    for other in (z[:1], z[..., :1], z.mT):
+        with pytest.raises(
+            ValueError, match=r"integrated input has shape .*; expected 4 of 5 by 7"
+        ):
+            linear_integrate(raw, weights, rows, 4, other, kernel)
+    with pytest.raises(ValueError, match=r"stride \(2, 2\), which gives 4 samples of 3 by 4"):
+        linear_integrate(raw, weights, rows, 4, z, kernel, stride=2)
+
+
+@pytest.mark.parametrize("stride", [(2, 1), (1, 3)])
+def test_different_steps_down_and_across(stride: tuple[int, int]) -> None:
+    rows = [slice(0, 3), torch.tensor([3, 1])]
+    raw, weights, _, kernel, _ = operands(rows, size=(2, 3))
+    size = (raw[0].shape[2] * stride[0], raw[0].shape[3] * stride[1])
+    z = operands(rows, size=size)[2]
+
+    def function(*_: Tensor) -> Tensor:
+        return linear_integrate(raw, weights, rows, 4, z, kernel, stride=stride)
+
+    torch.testing.assert_close(function(), naive(raw, weights, rows, 4, z, kernel, stride=stride))
+    assert torch.autograd.gradcheck(function, [z, kernel])

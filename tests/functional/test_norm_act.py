@@ -1,10 +1,18 @@
 from functools import partial
+from itertools import product
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from manystream.functional import After, Pool, Running, batch_norm_act, group_norm_act
+from manystream.functional import (
+    After,
+    Pool,
+    Running,
+    batch_norm_act,
+    batch_statistics,
+    group_norm_act,
+)
 from manystream.functional.kernels import choice
 
 POOL = Pool(kernel_size=3, stride=2, padding=1)
@@ -141,3 +149,65 @@ def test_differentiating_twice_is_refused():
     (grad,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="differentiate twice"):
         grad.sum().backward()
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("wanted", list(product([True, False], repeat=4))[:-1])
+def test_gradients_of_some_inputs_only(layout, wanted):
+    """What needs none gets none, and the others are what they are beside it."""
+    group = partial(group_norm_act, num_groups=2)
+    batch = partial(batch_norm_act, running=Running(*statistics()))
+    for norm in (group, batch):
+        found = []
+        for needs in ((True,) * 4, wanted):
+            inputs = [t.detach().requires_grad_(n) for t, n in zip(operands(), needs, strict=True)]
+            x, residual, weight, bias = inputs
+            x = x.contiguous(memory_format=layout)
+            y = norm(x=x, weight=weight, bias=bias, residual=residual)
+            y.sin().sum().backward()
+            found.append([t.grad for t in inputs])
+        for due, came, needed in zip(*found, wanted, strict=True):
+            assert (came is not None) is needed
+            assert came is None or torch.equal(came, due)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("left_to_torch", [True, False])
+def test_another_number_of_channels_is_refused(training, left_to_torch, monkeypatch):
+    monkeypatch.setattr(choice, "leave_to_torch", lambda x: left_to_torch)
+    x, _, weight, bias = operands()
+    mean, var = statistics()
+    two = torch.ones(2, dtype=torch.float64)
+    for running, scale, shift, name in [
+        (Running(two, two), weight, bias, "running_mean"),
+        (Running(mean, two), weight, bias, "running_var"),
+        (Running(mean, var), two, bias, "weight"),
+        (Running(mean, var), weight, two, "bias"),
+    ]:
+        with pytest.raises(ValueError, match=rf"{name} has shape \(2,\) .* for 4 channels"):
+            batch_norm_act(x, running, scale, shift, training=training)
+    assert torch.equal(two, torch.ones(2, dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"running_mean has shape \(2,\) .* for 4 channels"):
+        batch_statistics(x, Running(two, two))
+
+
+def test_a_residual_of_another_shape_is_refused():
+    x, residual, weight, bias = operands()
+    with pytest.raises(ValueError, match=r"residual has shape \(1, 4, 5, 6\); expected .*\(3, 4,"):
+        batch_norm_act(x, Running(*statistics()), weight, bias, residual=residual[:1])
+    with pytest.raises(ValueError, match=r"residual has shape \(3, 1, 5, 6\)"):
+        group_norm_act(x, 2, weight, bias, residual=residual[:, :1])
+
+
+def test_the_mean_of_all_batches_wants_them_counted():
+    x, _, weight, bias = operands()
+    with pytest.raises(ValueError, match=r"momentum is None, .* num_batches_tracked is None too"):
+        batch_norm_act(x, Running(*statistics()), weight, bias, momentum=None)
+
+
+@pytest.mark.parametrize("momentum", [0.3, None])
+def test_half_maps_give_precise_statistics(momentum):
+    x = operands(torch.float32)[0].detach().bfloat16()
+    ours, theirs = (Running(*statistics(torch.float32), torch.tensor(3)) for _ in range(2))
+    found, due = batch_statistics(x, ours, momentum), batch_statistics(x.float(), theirs, momentum)
+    torch.testing.assert_close([*found, *ours], [*due, *theirs], rtol=1e-5, atol=1e-5)

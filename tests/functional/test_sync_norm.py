@@ -4,6 +4,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
+from manystream.functional import Running, batch_statistics
 from manystream.functional.sync_norm import sync_batch_norm
 from manystream.layers.sync_norm import SyncBatchNorm2d, separate_norms, synchronise_norms
 from tests.builders import small_resnet
@@ -114,3 +115,41 @@ def test_in_evaluation_nobody_is_asked():
 def test_without_a_group_it_says_what_to_do():
     with pytest.raises(ValueError, match=r"no process group is set up; call torch\.distributed"):
         synchronise_norms(small_resnet())
+
+
+def test_momentum_none_takes_the_mean_of_all_batches(alone):
+    mean, var, counter, weight, bias = arguments("cpu")
+    stock = nn.BatchNorm2d(5, momentum=None).double()
+    stock.running_mean, stock.running_var = mean.clone(), var.clone()
+    stock.num_batches_tracked.fill_(3)
+    for rows in (6, 4, 5):
+        sync_batch_norm(images(rows, "cpu"), mean, var, counter, weight, bias, momentum=None)
+        stock(images(rows, "cpu"))
+    torch.testing.assert_close([mean, var], [stock.running_mean, stock.running_var])
+    assert counter == stock.num_batches_tracked == 6
+
+
+def test_half_precision_keeps_the_statistics_precise(alone):
+    x = images(6, "cpu", dtype=torch.float32).detach().bfloat16()
+    mean, var, counter, weight, bias = arguments("cpu", torch.float32)
+    expected = Running(mean.clone(), var.clone())
+    batch_statistics(x, expected)
+    sync_batch_norm(x, mean, var, counter, weight, bias)
+    torch.testing.assert_close(mean, expected.mean)
+    torch.testing.assert_close(var, expected.var)
+
+
+def test_norms_without_parameters_are_synchronised(alone):
+    norm = nn.BatchNorm2d(5, affine=False).double()
+    stock = nn.BatchNorm2d(5, affine=False).double()
+    synchronise_norms(norm)
+    x = images(6, "cpu")
+    torch.testing.assert_close(norm(x), stock(x))
+    torch.testing.assert_close(norm.running_var, stock.running_var)
+
+
+def test_norms_without_running_statistics_are_refused(alone):
+    network = nn.Sequential(nn.BatchNorm2d(5), nn.BatchNorm2d(5, track_running_stats=False))
+    with pytest.raises(ValueError, match=r"1 keeps no running statistics"):
+        synchronise_norms(network)
+    assert type(network[0]) is nn.BatchNorm2d

@@ -1,10 +1,13 @@
+from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from manystream.layers import StreamNormAct2d
+from manystream.layers import ScalarIntegration, StreamConv2d, StreamNormAct2d
 from manystream.streams import StreamBatch
 from tests.builders import compact_batch, mask_of, randomise
 
@@ -163,3 +166,93 @@ def test_norms_begin_as_the_identity() -> None:
         assert torch.equal(norm.bias, torch.zeros(CHANNELS))
         assert torch.equal(norm.running_mean, torch.zeros(CHANNELS))
         assert torch.equal(norm.running_var, torch.ones(CHANNELS))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("ended", [True, False])
+def test_another_number_of_channels_is_refused(training: bool, ended: bool) -> None:
+    layer = build(integrated_only=ended).train(training)
+    before = statistics(layer)
+    batch = compact_batch(mask_of("11 01"), 8, integrated_channels=8)
+    with pytest.raises(ValueError, match=r"has shape \(3,\) .* build the norm for 8 channels"):
+        layer(batch)
+    assert all(torch.equal(b, before[n]) for n, b in layer.named_buffers())
+
+
+def test_a_norm_may_have_no_parameters() -> None:
+    for own in (nn.BatchNorm2d(CHANNELS), nn.GroupNorm(1, CHANNELS)):
+        layer, batch = build(activation=False), batch_of("11 01 10")
+        layer.integrated = own.double()
+        for name in ("bias", "weight"):
+            own.register_parameter(name, None)
+            torch.testing.assert_close(layer(batch).integrated, own(batch.integrated))
+
+
+def test_running_statistics_may_be_the_mean_of_all_batches() -> None:
+    layer = build(integrated_norm=partial(nn.BatchNorm2d, momentum=None))
+    layer.streams[0].momentum = None
+    stock = deepcopy(layer)
+    for words in ("11 01 10", "01 10", "11 11 01"):
+        batch = batch_of(words, shift=len(words))
+        layer(batch)
+        stock.streams[0](batch.streams[0])
+        stock.integrated(batch.integrated)
+    for name in ("streams.0", "integrated"):
+        came, due = layer.get_submodule(name), stock.get_submodule(name)
+        assert came.num_batches_tracked == due.num_batches_tracked == 3
+        for buffer, expected in zip(came.buffers(), due.buffers(), strict=True):
+            torch.testing.assert_close(buffer, expected)
+
+
+def test_a_norm_without_running_statistics_is_refused() -> None:
+    own = partial(nn.BatchNorm2d, track_running_stats=False)
+    with pytest.raises(ValueError, match=r"no running statistics \(track_running_stats=False\)"):
+        build(integrated_norm=own)
+    layer = build()
+    layer.streams[1] = own(CHANNELS)
+    with pytest.raises(ValueError, match=r"no running statistics \(track_running_stats=False\)"):
+        layer(batch_of("11 01"))
+
+
+def test_an_integrated_pathway_without_a_norm_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"this layer no norm for it; .* torch\.nn\.Identity"):
+        build(integrated_norm=None)(batch_of("11 01"))
+    batch = batch_of("11 01")
+    with pytest.raises(ValueError, match="identity has no integrated pathway"):
+        build()(batch, replace(batch, integrated=None))
+
+
+def test_norms_that_give_what_they_are_given() -> None:
+    layer = build(integrated_norm=nn.Identity)
+    batch = batch_of("11 01")
+    z = batch.integrated.clone()
+    assert torch.equal(layer(batch).integrated, z.clamp(min=0))
+    assert torch.equal(batch.integrated, z)
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, partial(nn.GroupNorm, 1)])
+def test_what_a_frozen_convolution_gives_needs_no_gradient(
+    norm: Callable[[int], nn.Module],
+) -> None:
+    conv = StreamConv2d([CHANNELS] * 2, CHANNELS, 1, integration=ScalarIntegration).double()
+    layer = build(integrated_norm=norm)
+    batch = replace(batch_of("11 01 10"), integrated=None)
+    found = []
+    for frozen in (False, True):
+        out = layer(conv.requires_grad_(not frozen)(batch))
+        loss = out.integrated.square().sum() + sum(y.square().sum() for y in out.streams)
+        found.append(torch.autograd.grad(loss, list(layer.parameters())))
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch's own, where it breaks the graph
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_compiled_layer_moves_the_same_statistics(ended: bool) -> None:
+    layer = build(integrated_only=ended)
+    other = deepcopy(layer)
+    batch = batch_of("11 01 10")
+    compiled = torch.compile(other, backend="aot_eager")
+    torch.testing.assert_close(compiled(batch).integrated, layer(batch).integrated)
+    torch.compiler.reset()
+    for (name, buffer), due in zip(other.named_buffers(), layer.buffers(), strict=True):
+        torch.testing.assert_close(buffer, due, msg=name)

@@ -121,10 +121,21 @@ class PlainGroupNorm(_PlainNorm):
         shape = (x.shape[0], x.shape[1], x.shape[2] * x.shape[3], self.num_groups)
         scale = weight.to(x.dtype)
         _, mean, inverse_std = torch.ops.aten.native_group_norm(x, scale, None, *shape, self.eps)
+        # In channels-last the native operation reads x's gradient even where it was not asked for
+        # one, and ends the process.
         grad_x, *grads = torch.ops.aten.native_group_norm_backward(
-            grad, x, mean, inverse_std, scale, *shape, mask
+            grad, x, mean, inverse_std, scale, *shape, [mask[0] or channels_last, *mask[1:]]
         )
-        return grad_x, *(None if g is None else g.to(weight.dtype) for g in grads)
+        return grad_x if mask[0] else None, *(
+            None if g is None else g.to(weight.dtype) for g in grads
+        )
+
+
+def moments(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of every channel, each (C,), in a dtype that half maps need."""
+    unused = torch.zeros(x.shape[1], dtype=dtype, device=x.device)
+    # The dtype of what it is to move decides, even if it moves nothing.
+    return torch.batch_norm_update_stats(x, unused, unused.clone(), 0.0)
 
 
 def _pool_backward(grad: Tensor, y: Tensor, pool: Pool) -> Tensor:

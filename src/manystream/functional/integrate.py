@@ -21,7 +21,7 @@ def linear_integrate(
     integrated: Tensor | None = None,
     integrated_weight: Tensor | None = None,
     bias: Tensor | None = None,
-    stride: int = 1,
+    stride: int | tuple[int, int] = 1,
     *,
     rebuild: bool = False,
 ) -> Tensor:
@@ -41,7 +41,7 @@ def linear_integrate(
         integrated: integrated input z, shape (B, C_z, H_z, W_z); None in the first layer.
         integrated_weight: 1×1 kernel W_z, shape (C', C_z, 1, 1).
         bias: b_z, shape (C',).
-        stride: stride of W_z, the one of the streams' convolution.
+        stride: stride of W_z, the one of the streams' convolution; one number, or down and across.
         rebuild: whether the output may be rebuilt from its inputs instead of kept, see
             :mod:`manystream.functional.remat`.
 
@@ -49,6 +49,7 @@ def linear_integrate(
         Shape (B, C', H, W), channels-last.
 
     Raises:
+        ValueError: if shapes do not fit each other.
         RuntimeError: if differentiated twice.
 
     Source:
@@ -75,7 +76,7 @@ def scalar_integrate(
     integrated_weight: Tensor | None = None,
     integrated_scalar: Tensor | None = None,
     bias: Tensor | None = None,
-    stride: int = 1,
+    stride: int | tuple[int, int] = 1,
     *,
     rebuild: bool = False,
 ) -> Tensor:
@@ -96,7 +97,7 @@ def scalar_integrate(
         integrated_weight: 1×1 kernel W_z, shape (C, C_z, 1, 1).
         integrated_scalar: γ, one element.
         bias: b_z, shape (C,).
-        stride: stride of W_z, the one of the streams' convolution.
+        stride: stride of W_z, the one of the streams' convolution; one number, or down and across.
         rebuild: whether the output may be rebuilt from its inputs instead of kept, see
             :mod:`manystream.functional.remat`.
 
@@ -104,6 +105,7 @@ def scalar_integrate(
         Shape (B, C, H, W), channels-last.
 
     Raises:
+        ValueError: if shapes do not fit each other.
         RuntimeError: if differentiated twice.
 
     Source:
@@ -141,15 +143,15 @@ def integrate_through(
     num_samples: int,
     z: tuple[Tensor, ...] = (),
     bias: Tensor | None = None,
-    stride: int = 1,
+    stride: int | tuple[int, int] = 1,
     *,
     rebuild: bool = False,
+    norm_alone: bool = False,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Integrate by any rule, and hand the raw outputs on to what else reads them.
 
     A raw output has two readers, the integration and its stream's norm. Where the norm reads what
-    is handed on here, the backward pass adds both gradients in one matrix product, **in place** of
-    the norm's: hand it to nothing that gives out a gradient which others hold too.
+    is handed on here, the backward pass adds both gradients in one matrix product.
 
     Args:
         mix: the rule.
@@ -162,16 +164,23 @@ def integrate_through(
         stride: stride of the integrated input's kernel.
         rebuild: whether the output may be rebuilt from its inputs instead of kept, see
             :mod:`manystream.functional.remat`.
+        norm_alone: promises that nobody but one norm, whose backward pass gives a new tensor, ever
+            sees what is handed on. Its gradient is then written into: one map less is held.
 
     Returns:
         The integrated output, shape (B, C', H, W), and the raw outputs.
+
+    Raises:
+        ValueError: if shapes do not fit each other.
     """
+    stride = (stride, stride) if isinstance(stride, int) else stride
+    _check_maps(raw, rows, num_samples, z, stride)
     dtype = compute_dtype(raw[0])
     raw = [x.to(dtype) for x in raw]
     start = Start(num_samples, mix.out_channels(raw[0], parameters[0]), stride)
     mix = mix.for_maps(raw, rows)
     out, *handed_on = integrate(
-        start, mix, tuple(rows), bias, *(z or (None, None)), *raw, *parameters
+        start, mix, tuple(rows), norm_alone, bias, *(z or (None, None)), *raw, *parameters
     )
     if rebuild and out.requires_grad:
         kept_bias = None if bias is None else bias.detach().clone()  # it may change before backward
@@ -195,3 +204,30 @@ def _again(
         sources[2 * num_streams :],
     )
     return integrated(start, mix, rows, raw, parameters, bias, *z)
+
+
+def _check_maps(
+    raw: Sequence[Tensor],
+    rows: Sequence[slice | Tensor],
+    num_samples: int,
+    z: tuple[Tensor, ...],
+    stride: tuple[int, int],
+) -> None:
+    """Refuse what in-place operations would broadcast, resize or read past without a word."""
+    for m, (x, place) in enumerate(zip(raw, rows, strict=True)):
+        count = len(range(num_samples)[place]) if isinstance(place, slice) else len(place)
+        if x.dim() != 4 or len(x) != count or x.shape[1:] != raw[0].shape[1:]:
+            raise ValueError(
+                f"raw[{m}] has shape {tuple(x.shape)}; expected {count} rows by rows[{m}], and "
+                f"channels, height and width as raw[0], {tuple(raw[0].shape[1:])}"
+            )
+    if not z:
+        return
+    height, width = (-(-side // step) for side, step in zip(z[0].shape[2:], stride, strict=True))
+    if len(z[0]) != num_samples or raw[0].shape[2:] != (height, width):
+        raise ValueError(
+            f"the integrated input has shape {tuple(z[0].shape)} and its kernel stride {stride}, "
+            f"which gives {len(z[0])} samples of {height} by {width}; expected {num_samples} of "
+            f"{' by '.join(map(str, raw[0].shape[2:]))} as the streams' raw outputs: give both the "
+            "same stride, and pad the streams so that they keep as many pixels"
+        )

@@ -24,12 +24,12 @@ class Start:
     Attributes:
         num_samples: batch size B.
         channels: channels C' of the integrated output.
-        stride: stride of W_z.
+        stride: stride of W_z, down and across.
     """
 
     num_samples: int
     channels: int
-    stride: int
+    stride: tuple[int, int]
 
     def __call__(
         self, raw: Tensor, bias: Tensor | None, z: Tensor | None, weight: Tensor | None
@@ -58,7 +58,7 @@ class Start:
         if needed[0]:
             shape = (*grad.shape[:1], z.shape[1], *grad.shape[2:])
             grad_z = _as_images(torch.mm(_as_matrix(grad), kernel.flatten(1)), shape)
-            if self.stride > 1:
+            if self.stride != (1, 1):
                 seen = grad_z
                 grad_z = torch.zeros_like(z, dtype=grad.dtype, memory_format=torch.channels_last)
                 self._seen(grad_z).copy_(seen)
@@ -69,7 +69,8 @@ class Start:
 
     def _seen(self, z: Tensor) -> Tensor:
         """The pixels that a 1×1 kernel of this stride meets."""
-        return z if self.stride == 1 else z[:, :, :: self.stride, :: self.stride]
+        down, across = self.stride
+        return z if self.stride == (1, 1) else z[:, :, ::down, ::across]
 
 
 class Mix(ABC):
@@ -84,11 +85,13 @@ class Mix(ABC):
         """``out[place] += mix(raw)``, in place."""
 
     @abstractmethod
-    def raw_gradient(self, placed: Tensor, parameter: Tensor, other: Tensor | None) -> Tensor:
+    def raw_gradient(
+        self, placed: Tensor, parameter: Tensor, other: Tensor | None, owned: bool
+    ) -> Tensor:
         """From the gradient of the rows to that of the raw output.
 
         ``other`` is the gradient that the raw output has from elsewhere; it is added, in place
-        where its layout allows.
+        only where it is owned: nobody else may hold it.
         """
 
     @abstractmethod
@@ -116,11 +119,12 @@ class Mix(ABC):
         raw: Tensor,
         parameter: Tensor,
         other: Tensor | None,
+        owned: bool,
         needed: tuple[bool, bool],
     ) -> tuple[Tensor | None, Tensor | None]:
         """Gradients of a raw output and of its parameter, as far as they are needed."""
         grad_parameter = self.parameter_gradient(placed, raw, parameter) if needed[1] else None
-        grad_raw = self.raw_gradient(placed, parameter, other) if needed[0] else None
+        grad_raw = self.raw_gradient(placed, parameter, other, owned) if needed[0] else None
         return grad_raw, grad_parameter
 
 
@@ -140,11 +144,15 @@ class LinearMix(Mix):
             shape = (len(raw), *out.shape[1:])
             out.index_add_(0, place, _as_images(torch.mm(matrix, kernel), shape))
 
-    def raw_gradient(self, placed: Tensor, weight: Tensor, other: Tensor | None) -> Tensor:
+    def raw_gradient(
+        self, placed: Tensor, weight: Tensor, other: Tensor | None, owned: bool
+    ) -> Tensor:
         matrix, kernel = _as_matrix(placed), weight.flatten(1)
         if other is not None and other.is_contiguous(memory_format=torch.channels_last):
-            _as_matrix(other).addmm_(matrix, kernel)
-            return other
+            if owned:
+                _as_matrix(other).addmm_(matrix, kernel)
+                return other
+            return _as_images(torch.addmm(_as_matrix(other), matrix, kernel), other.shape)
         shape = (len(placed), kernel.shape[1], *placed.shape[2:])
         grad = _as_images(torch.mm(matrix, kernel), shape)
         return grad if other is None else grad.add_(other)
@@ -165,8 +173,13 @@ class ScalarMix(Mix):
         else:
             out.index_add_(0, place, raw * scalar)
 
-    def raw_gradient(self, placed: Tensor, scalar: Tensor, other: Tensor | None) -> Tensor:
-        return placed * scalar if other is None else other.addcmul_(placed, scalar.view(()))
+    def raw_gradient(
+        self, placed: Tensor, scalar: Tensor, other: Tensor | None, owned: bool
+    ) -> Tensor:
+        if other is None:
+            return placed * scalar
+        out = other if owned else torch.empty_like(other)
+        return torch.addcmul(other, placed, scalar.view(()), out=out)
 
     def parameter_gradient(self, placed: Tensor, raw: Tensor, scalar: Tensor) -> Tensor:
         # A dot product of the flat maps: their product is never held.
@@ -200,12 +213,13 @@ class FusedScalarMix(ScalarMix):
         raw: Tensor,
         parameter: Tensor,
         other: Tensor | None,
+        owned: bool,
         needed: tuple[bool, bool],
     ) -> tuple[Tensor | None, Tensor | None]:
         from manystream.functional.kernels.scalar_mix import scaled_backward
 
         if not len(raw):
-            return super().gradients(placed, raw, parameter, other, needed)
+            return super().gradients(placed, raw, parameter, other, owned, needed)
         grad_raw, grad_scalar = scaled_backward(placed, raw, parameter, other)
         return grad_raw, grad_scalar
 
@@ -230,7 +244,8 @@ class _Integrate(torch.autograd.Function):
     """:func:`integrated` with gradients; takes what it takes, the tensors last and flat.
 
     Gives out, and the raw outputs again: the gradients that these have from elsewhere come here.
-    Parameters are kept as they are, and cast anew in the backward pass.
+    Where ``owned``, nobody else holds these, and they are written into. Parameters are kept as they
+    are, and cast anew in the backward pass.
     """
 
     @staticmethod
@@ -239,12 +254,13 @@ class _Integrate(torch.autograd.Function):
         start: Start,
         mix: Mix,
         rows: tuple[Place, ...],
+        owned: bool,
         bias: Tensor | None,
         z: Tensor | None,
         weight: Tensor | None,
         *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
-        ctx.start, ctx.mix, ctx.rows = start, mix, rows
+        ctx.start, ctx.mix, ctx.rows, ctx.owned = start, mix, rows, owned
         ctx.bias_dtype = None if bias is None else bias.dtype
         ctx.save_for_backward(z, weight, *tensors)
         ctx.set_materialize_grads(False)
@@ -256,11 +272,11 @@ class _Integrate(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor | None, *others: Tensor | None) -> tuple[Any, ...]:
         num_streams = len(ctx.rows)
         if grad is None:  # nobody reads the integrated output
-            return (*[None] * 6, *others, *[None] * num_streams)
+            return (*[None] * 7, *others, *[None] * num_streams)
         z, weight, *tensors = ctx.saved_tensors
-        needs_bias, *needs_z = ctx.needs_input_grad[3:6]
+        needs_bias, *needs_z = ctx.needs_input_grad[4:7]
         grad_bias = grad.sum((0, 2, 3)).to(ctx.bias_dtype) if needs_bias else None
-        needed = ctx.needs_input_grad[6:]
+        needed = ctx.needs_input_grad[7:]
         grads: list[Tensor | None] = [*others, *[None] * num_streams]
         for m, place in enumerate(ctx.rows):
             raw, parameter = tensors[m], tensors[num_streams + m]
@@ -269,10 +285,11 @@ class _Integrate(torch.autograd.Function):
                 raw,
                 parameter.to(grad.dtype),
                 others[m],
+                ctx.owned,
                 (needed[m], needed[num_streams + m]),
             )
         of_z = (None, None) if z is None else ctx.start.gradients(grad, z, weight, needs_z)
-        return (None, None, None, grad_bias, *of_z, *grads)
+        return (None, None, None, None, grad_bias, *of_z, *grads)
 
 
 integrate: Callable[..., tuple[Tensor, ...]] = torch.compiler.disable(_Integrate.apply)

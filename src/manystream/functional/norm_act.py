@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from manystream.functional import remat
 from manystream.functional._after import RELU, After, Gradients, Pool
-from manystream.functional._plain_norm import PlainBatchNorm, PlainGroupNorm
+from manystream.functional._plain_norm import PlainBatchNorm, PlainGroupNorm, moments
 from manystream.functional.kernels import choice
 
 __all__ = ["After", "Pool", "Running", "batch_norm_act", "batch_statistics", "group_norm_act"]
@@ -32,25 +32,52 @@ class Running(NamedTuple):
 
 
 @torch.no_grad()
-def batch_statistics(x: Tensor, running: Running, momentum: float = 0.1) -> tuple[Tensor, Tensor]:
+def batch_statistics(
+    x: Tensor, running: Running, momentum: float | None = 0.1
+) -> tuple[Tensor, Tensor]:
     """Statistics of a batch, which move the running ones.
 
     Args:
         x: shape (B, C, H, W), with more than one value per channel.
         running: running statistics.
-        momentum: share of the batch in the running statistics.
+        momentum: share of the batch in the running statistics; None takes the mean of all batches,
+            which must be counted.
 
     Returns:
         Mean and biased variance, each of shape (C,).
+
+    Raises:
+        ValueError: if the running statistics are of another number of channels, or count no
+            batches that a mean is to be taken of.
     """
-    if choice.fused(x):
+    _check_channels(x, running_mean=running.mean, running_var=running.var)
+    if choice.fused(x) and momentum is not None:
         from manystream.functional.kernels import statistics
 
         mean, var = statistics.batch_statistics(x, *running, momentum)
         return mean, var
     if running.num_batches_tracked is not None:
         running.num_batches_tracked.add_(1)
-    return torch.batch_norm_update_stats(x, running.mean, running.var, momentum)
+    # The native operation does not tell torch that it moves what it is given: what is compiled
+    # would leave it out where nobody reads its results.
+    if momentum is not None and not torch.compiler.is_compiling():
+        return torch.batch_norm_update_stats(x, running.mean, running.var, momentum)
+    mean, var = moments(x, running.mean.dtype)
+    count = x.numel() // x.shape[1]
+    share = _share_of_mean(running) if momentum is None else momentum
+    running.mean.lerp_(mean, share)
+    running.var.lerp_(var * (count / (count - 1)), share)
+    return mean, var
+
+
+def _share_of_mean(running: Running) -> Tensor:
+    """The last batch's share in the mean of all that were counted."""
+    if running.num_batches_tracked is None:
+        raise ValueError(
+            "momentum is None, which takes the mean of all batches, but num_batches_tracked is "
+            "None too; count them, or give a momentum"
+        )
+    return running.num_batches_tracked.to(running.mean.dtype).reciprocal()
 
 
 def batch_norm_act(
@@ -62,7 +89,7 @@ def batch_norm_act(
     residual: Tensor | None = None,
     after: After = RELU,
     training: bool = True,
-    momentum: float = 0.1,
+    momentum: float | None = 0.1,
     eps: float = 1e-5,
     rebuild: bool = False,
 ) -> Tensor:
@@ -82,7 +109,7 @@ def batch_norm_act(
         residual: shape of x.
         after: what follows the norm.
         training: whether to normalise with the batch's statistics; taken once, and kept.
-        momentum: share of the batch in the running statistics.
+        momentum: share of the batch in the running statistics, see :func:`batch_statistics`.
         eps: added to the variance.
         rebuild: whether y may be rebuilt from x and the residual instead of kept, see
             :mod:`manystream.functional.remat`.
@@ -91,12 +118,16 @@ def batch_norm_act(
         Shape (B, C, H, W), or the pooled one; dtype of x.
 
     Raises:
+        ValueError: if the residual, or what is per channel, does not fit x.
         RuntimeError: if differentiated twice, unless the norm was left to torch.
 
     Source:
         Ioffe and Szegedy, "Batch Normalization", 2015.
     """
-    if training and after.pool is None and not rebuild and choice.leave_to_torch(x):
+    _check_residual(x, residual)
+    _check_channels(x, running_mean=running.mean, running_var=running.var, weight=weight, bias=bias)
+    left_to_torch = after.pool is None and not rebuild and choice.leave_to_torch(x)
+    if training and left_to_torch and momentum is not None:
         return _batch_norm_act_by_torch(x, running, weight, bias, residual, after, momentum, eps)
     pools_sum = after.pool is not None and residual is not None
     norm = _batch_norm(x, running, training, momentum, eps, pools_sum)
@@ -131,11 +162,13 @@ def group_norm_act(
         Shape (B, C, H, W), or the pooled one; dtype of x.
 
     Raises:
+        ValueError: if the residual does not fit x.
         RuntimeError: if differentiated twice.
 
     Source:
         Wu and He, "Group Normalization", 2018.
     """
+    _check_residual(x, residual)
     norm = PlainGroupNorm(num_groups, eps)
     y: Tensor = _NormAct.apply(x, residual, weight, bias, norm, after, rebuild)
     return y
@@ -185,9 +218,33 @@ class Norm(Protocol):
         """Gradients of x, residual, weight and bias, as far as they are needed."""
 
 
+def _check_channels(x: Tensor, **per_channel: Tensor) -> None:
+    """Refuse what kernels would read or write past; they check nothing."""
+    channels = x.shape[1]
+    for name, tensor in per_channel.items():
+        if tensor.shape != (channels,):
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)} and x {tuple(x.shape)}; expected "
+                f"({channels},), one value for each channel: build the norm for {channels} channels"
+            )
+
+
+def _check_residual(x: Tensor, residual: Tensor | None) -> None:
+    if residual is not None and residual.shape != x.shape:
+        raise ValueError(
+            f"residual has shape {tuple(residual.shape)}; expected that of x, {tuple(x.shape)}: "
+            "project it to the same size first"
+        )
+
+
 @torch.no_grad()
 def _batch_norm(
-    x: Tensor, running: Running, training: bool, momentum: float, eps: float, pools_sum: bool
+    x: Tensor,
+    running: Running,
+    training: bool,
+    momentum: float | None,
+    eps: float,
+    pools_sum: bool,
 ) -> Norm:
     """Take the statistics, or the running ones, and choose who computes with them."""
     if training:

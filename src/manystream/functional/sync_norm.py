@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from manystream.functional._plain_norm import moments
+
 
 def sync_batch_norm(
     x: Tensor,
@@ -19,7 +21,7 @@ def sync_batch_norm(
     weight: Tensor,
     bias: Tensor,
     *,
-    momentum: float = 0.1,
+    momentum: float | None = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
     r"""Normalise the rows of this process with the statistics of all.
@@ -42,7 +44,7 @@ def sync_batch_norm(
         num_batches_tracked: shape (), moved.
         weight: shape (C,).
         bias: shape (C,).
-        momentum: share of the batch in the running statistics.
+        momentum: share of the batch in the running statistics; None takes the mean of all batches.
         eps: added to the variance.
 
     Returns:
@@ -58,11 +60,12 @@ def sync_batch_norm(
     mean, var, count = _joint_statistics(x, weight.dtype)
     enough = count > 1
     with torch.no_grad():
-        rate = momentum * enough.to(mean.dtype)
+        num_batches_tracked.add_(enough)
+        rate = enough.to(mean.dtype)
+        rate = rate / num_batches_tracked.clamp(min=1) if momentum is None else momentum * rate
         unbiased = var * count / (count - 1).clamp(min=1)
         running_mean.lerp_(mean.to(running_mean.dtype), rate.to(running_mean.dtype))
         running_var.lerp_(unbiased.to(running_var.dtype), rate.to(running_var.dtype))
-        num_batches_tracked.add_(enough)
     mean = torch.where(enough, mean, running_mean)
     var = torch.where(enough, var, running_var)
     # Each term of the gradient that runs through the statistics has this factor.
@@ -78,7 +81,7 @@ def _joint_statistics(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Te
     every = torch.zeros(dist.get_world_size(), 2 * channels + 1, dtype=dtype, device=x.device)
     if x.numel() > 0:
         own = every[dist.get_rank()]
-        own[:channels], own[channels:-1] = torch.batch_norm_update_stats(x, None, None, 0.0)
+        own[:channels], own[channels:-1] = moments(x, dtype)
         own[-1].fill_(x.numel() // channels)
     dist.all_reduce(every)  # the others' rows are zero: a gathering that every backend has
     means, variances, counts = every.split([channels, channels, 1], dim=1)

@@ -12,6 +12,7 @@ from functools import partial
 from torch import nn
 
 from manystream.layers.conv import StreamConv2d
+from manystream.layers.conv_norm import ConvNorm, conv_norm_act
 from manystream.layers.integration import IntegrationRule, LinearIntegration
 from manystream.layers.norm_act import NormLayer, StreamNormAct2d
 from manystream.streams import StreamBatch
@@ -60,10 +61,9 @@ class BasicBlock(nn.Module):
 
     def forward(self, batch: StreamBatch) -> StreamBatch:
         """Shapes (·, C_in, H, W) to (·, width, H', W') on every pathway."""
-        out = self.bn1(self.conv1(batch))
+        out = conv_norm_act(self.conv1, self.bn1, batch)
         identity = batch if self.downsample is None else self.downsample(batch)
-        result: StreamBatch = self.bn2(self.conv2(out), identity)
-        return result
+        return conv_norm_act(self.conv2, self.bn2, out, identity)
 
 
 class Bottleneck(nn.Module):
@@ -104,11 +104,10 @@ class Bottleneck(nn.Module):
 
     def forward(self, batch: StreamBatch) -> StreamBatch:
         """Shapes (·, C_in, H, W) to (·, 4·width, H', W') on every pathway."""
-        out = self.bn1(self.conv1(batch))
-        out = self.bn2(self.conv2(out))
+        out = conv_norm_act(self.conv1, self.bn1, batch)
+        out = conv_norm_act(self.conv2, self.bn2, out)
         identity = batch if self.downsample is None else self.downsample(batch)
-        result: StreamBatch = self.bn3(self.conv3(out), identity)
-        return result
+        return conv_norm_act(self.conv3, self.bn3, out, identity)
 
 
 def _conv(
@@ -137,11 +136,11 @@ def _shortcut(
     out_channels: int,
     stride: int,
     last: bool,
-) -> nn.Sequential | None:
+) -> ConvNorm | None:
     """A projection where the block changes size, with an integration of its own."""
     if stride == 1 and in_channels == out_channels:
         return None
-    return nn.Sequential(
+    return ConvNorm(
         conv(in_channels, out_channels, 1, stride),
         norm(out_channels, activation=False, integrated_only=last),
     )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from manystream.functional import lanes, remat
@@ -17,15 +17,28 @@ class RawConv2d(nn.Conv2d):
     """A stream's convolution; it gives the raw output, to which no bias is added yet.
 
     Attributes:
-        rebuild: whether the backward pass rebuilds the output instead of keeping it.
+        rebuild: whether the backward pass rebuilds the output instead of keeping it. With dilation,
+            groups, or what differs down and across, it is kept all the same.
     """
 
     rebuild = False
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape (B_m, C_m, H, W) to (B_m, C, H', W')."""
-        stride, padding = self.stride[0], int(self.padding[0])
-        return conv2d(x, self.weight, stride, padding, rebuild=self.rebuild)
+        _check_dtype(x, self.weight)
+        stride, padding = self.stride, self.padding
+        if (
+            isinstance(padding, str)
+            or padding[0] != padding[1]
+            or stride[0] != stride[1]
+            or self.kernel_size[0] != self.kernel_size[1]
+            or self.dilation != (1, 1)
+            or self.groups != 1
+            or self.padding_mode != "zeros"
+        ):
+            raw: Tensor = self._conv_forward(x, self.weight, None)
+            return raw
+        return conv2d(x, self.weight, stride[0], padding[0], rebuild=self.rebuild)
 
 
 class StreamConv2d(nn.Module):
@@ -38,9 +51,9 @@ class StreamConv2d(nn.Module):
     Args:
         in_channels: channels of each stream.
         out_channels: channels of every stream's output and of the integrated output.
-        kernel_size: side of the streams' kernels.
-        stride: stride of the streams' kernels and of the integrated input.
-        padding: zero padding of the streams.
+        kernel_size: side of the streams' kernels, or height and width.
+        stride: stride of the streams' kernels and of the integrated input, or down and across.
+        padding: zero padding of the streams, or down and across.
         integrated_channels: channels of the integrated input; None in the first layer.
         integration: the rule that mixes raw outputs; without one, streams stay by themselves.
         bias: whether the streams and the integrated output have a bias.
@@ -64,9 +77,9 @@ class StreamConv2d(nn.Module):
         self,
         in_channels: Sequence[int],
         out_channels: int,
-        kernel_size: int,
-        stride: int = 1,
-        padding: int = 0,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] = 0,
         *,
         integrated_channels: int | None = None,
         integration: IntegrationRule | None = LinearIntegration,
@@ -84,18 +97,49 @@ class StreamConv2d(nn.Module):
         )
 
     @remat.recorded
-    def forward(self, batch: StreamBatch) -> StreamBatch:
-        """Shapes (B_m, C_m, H, W) and (B, C_z, H, W) to (B_m, C, H', W') and (B, C, H', W')."""
+    def forward(self, batch: StreamBatch, *, _norm_alone: bool = False) -> StreamBatch:
+        """Shapes (B_m, C_m, H, W) and (B, C_z, H, W) to (B_m, C, H', W') and (B, C, H', W').
+
+        ``_norm_alone`` is for :func:`conv_norm_act`, which knows who reads the streams' outputs.
+        """
         raw = lanes.each(lambda conv, x: conv(x), self.streams, batch.streams)
-        if self.integration is None:
-            integrated, handed_on = None, raw
-        else:
+        integrated: Tensor | None = None
+        handed_on: Sequence[Tensor] = raw
+        if self.integration is not None:
             lanes.meet(raw)
-            integrated, handed_on = self.integration(raw, batch, rebuild=self.rebuild_integrated)
-        streams = tuple(lanes.each(_biased, self.streams, raw, handed_on))
-        return replace(batch, streams=streams, integrated=integrated)
+            promise = {"norm_alone": True} if _norm_alone else {}
+            integrated, handed_on = self.integration(
+                raw, batch, rebuild=self.rebuild_integrated, **promise
+            )
+        elif batch.integrated is not None:
+            raise ValueError(
+                "the batch has an integrated pathway, which a layer without integration would "
+                "drop; give it an integration rule"
+            )
+        return batch.with_maps(tuple(lanes.each(_biased, self.streams, raw, handed_on)), integrated)
 
 
-def _biased(conv: RawConv2d, raw: Tensor, handed_on: Tensor) -> Tensor:
+def _biased(conv: nn.Module, raw: Tensor, handed_on: Tensor) -> Tensor:
     """Add the bias; a sum shares its gradient, so it is made of what is not handed on."""
-    return handed_on if conv.bias is None else raw + conv.bias.to(raw.dtype).view(-1, 1, 1)
+    bias: Tensor | None = getattr(conv, "bias", None)
+    if bias is None:
+        return handed_on
+    if not isinstance(conv, RawConv2d):
+        raise ValueError(
+            f"a stream's convolution is {type(conv).__name__} with a bias, which it has added "
+            "before its output is integrated; use RawConv2d, or bias=False"
+        )
+    return raw + bias.to(raw.dtype).view(-1, 1, 1)
+
+
+def _check_dtype(x: Tensor, weight: Tensor) -> None:
+    """Refuse what autocast, where it is on, does not make equal."""
+    if x.dtype == weight.dtype:
+        return
+    half = torch.is_autocast_enabled(x.device.type)
+    if half and torch.float64 not in (x.dtype, weight.dtype):
+        return
+    raise ValueError(
+        f"the images are {x.dtype} and the network's weights {weight.dtype}; expected the same: "
+        f"convert the images, x.to({weight.dtype}), or the network, network.to({x.dtype})"
+    )

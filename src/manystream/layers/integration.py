@@ -30,7 +30,7 @@ class IntegrationRule(Protocol):
         num_streams: int,
         integrated_channels: int | None,
         out_channels: int,
-        stride: int,
+        stride: int | tuple[int, int],
         bias: bool,
     ) -> nn.Module: ...
 
@@ -55,7 +55,7 @@ class _Integration(nn.Module):
         self,
         integrated_channels: int | None,
         out_channels: int,
-        stride: int,
+        stride: int | tuple[int, int],
         bias: bool,
         init_integrated: Initializer,
     ) -> None:
@@ -77,21 +77,53 @@ class _Integration(nn.Module):
             nn.init.zeros_(self.bias)
 
     def forward(
-        self, raw: Sequence[Tensor], batch: StreamBatch, rebuild: bool = False
+        self,
+        raw: Sequence[Tensor],
+        batch: StreamBatch,
+        rebuild: bool = False,
+        *,
+        norm_alone: bool = False,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Mix raw outputs, shape (B_m, C, H, W), into the next integrated map, (B, C, H, W).
 
         Returns:
             That map, and the raw outputs for the streams' norms, see
             :func:`manystream.functional.integrate.integrate_through`.
+
+        Raises:
+            ValueError: if the batch has an integrated pathway and this layer no kernel for it, or
+                the other way round.
         """
         mix, parameters = self._rule()
-        kernel = self._kernel()
-        z = () if batch.integrated is None or kernel is None else (batch.integrated, kernel)
-        rows, size = batch.presence.rows, len(batch)
         return integrate_through(
-            mix, raw, parameters, rows, size, z, self.bias, self.stride, rebuild=rebuild
+            mix,
+            raw,
+            parameters,
+            batch.presence.rows,
+            len(batch),
+            self._integrated_input(batch.integrated),
+            self.bias,
+            self.stride,
+            rebuild=rebuild,
+            norm_alone=norm_alone,
         )
+
+    def _integrated_input(self, z: Tensor | None) -> tuple[Tensor, ...]:
+        """The integrated input and its kernel; the first layer has neither."""
+        kernel = self._kernel()
+        if z is None and kernel is None:
+            return ()
+        if z is None:
+            raise ValueError(
+                "the batch has no integrated pathway, which this layer is built for; give a first "
+                "layer no integrated_channels"
+            )
+        if kernel is None:
+            raise ValueError(
+                f"the batch has an integrated pathway of {z.shape[1]} channels, which this layer "
+                f"would drop; build it with integrated_channels={z.shape[1]}"
+            )
+        return z, kernel
 
     @abstractmethod
     def _rule(self) -> tuple[Mix, list[Tensor]]:
@@ -120,7 +152,7 @@ class LinearIntegration(_Integration):
         num_streams: int,
         integrated_channels: int | None,
         out_channels: int,
-        stride: int = 1,
+        stride: int | tuple[int, int] = 1,
         bias: bool = False,
         *,
         init_stream: Initializer | None = None,
@@ -166,7 +198,7 @@ class ScalarIntegration(_Integration):
         num_streams: int,
         integrated_channels: int | None,
         out_channels: int,
-        stride: int = 1,
+        stride: int | tuple[int, int] = 1,
         bias: bool = False,
     ) -> None:
         super().__init__(integrated_channels, out_channels, stride, bias, kaiming_uniform_)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +18,7 @@ from manystream.functional import (
     lanes,
     remat,
 )
+from manystream.layers.sync_norm import SyncBatchNorm2d
 from manystream.streams import StreamBatch
 
 NormLayer = Callable[[int], nn.Module]
@@ -45,6 +45,9 @@ class StreamNormAct2d(nn.Module):
     Attributes:
         records: whether the backward pass may rebuild what the layer would keep for it.
         rebuild: whether the backward pass rebuilds the outputs instead of keeping them.
+
+    Raises:
+        ValueError: if a batch norm keeps no running statistics.
     """
 
     def __init__(
@@ -60,6 +63,8 @@ class StreamNormAct2d(nn.Module):
         super().__init__()
         self.streams = nn.ModuleList(nn.BatchNorm2d(num_features) for _ in range(num_streams))
         self.integrated = None if integrated_norm is None else integrated_norm(num_features)
+        if type(self.integrated) is nn.BatchNorm2d:
+            _running(self.integrated)
         self.after = After(activation, pool)
         self.integrated_only = integrated_only
         self.records = self.rebuild = False
@@ -75,11 +80,23 @@ class StreamNormAct2d(nn.Module):
         else:
             residuals = (None,) * len(batch.streams) if identity is None else identity.streams
             streams = tuple(lanes.each(self._norm_act, self.streams, batch.streams, residuals))
-        integrated = batch.integrated
-        if self.integrated is not None and integrated is not None:
-            residual = None if identity is None else identity.integrated
-            integrated = self._norm_act(self.integrated, integrated, residual)
-        return replace(batch, streams=streams, integrated=integrated)
+        return batch.with_maps(streams, self._integrated(batch, identity))
+
+    def _integrated(self, batch: StreamBatch, identity: StreamBatch | None) -> Tensor | None:
+        z = batch.integrated
+        if z is None:
+            return None
+        if self.integrated is None:
+            raise ValueError(
+                "the batch has an integrated pathway and this layer no norm for it; give it an "
+                "integrated_norm, torch.nn.Identity for none"
+            )
+        if identity is not None and identity.integrated is None:
+            raise ValueError(
+                "identity has no integrated pathway and the batch has one; expected a residual "
+                "for every pathway"
+            )
+        return self._norm_act(self.integrated, z, None if identity is None else identity.integrated)
 
     def _norm_act(self, norm: nn.Module, x: Tensor, residual: Tensor | None) -> Tensor:
         if type(norm) is nn.BatchNorm2d:
@@ -88,16 +105,18 @@ class StreamNormAct2d(nn.Module):
             return group_norm_act(
                 x,
                 norm.num_groups,
-                norm.weight,
-                norm.bias,
+                *_affine(norm, x),
                 residual=residual,
                 after=self.after,
                 eps=norm.eps,
                 rebuild=self.rebuild,
             )
-        # Another norm, SyncBatchNorm for one, is called as it is.
+        # Another norm, SyncBatchNorm for one, is called as it is. It may give what it was given, or
+        # what it needs itself: only a sum, or what we know, is ours to change.
         y = norm(x) if residual is None else norm(x) + residual
-        y = F.relu_(y) if self.after.relu else y
+        if self.after.relu:
+            ours = residual is not None or type(norm) is SyncBatchNorm2d
+            y = F.relu(y, inplace=ours)
         return y if self.after.pool is None else F.max_pool2d(y, *self.after.pool)
 
     def _batch_norm_act(
@@ -106,12 +125,11 @@ class StreamNormAct2d(nn.Module):
         return batch_norm_act(
             x,
             _running(norm),
-            norm.weight,
-            norm.bias,
+            *_affine(norm, x),
             residual=residual,
             after=self.after,
             training=norm.training and _has_statistics(x),
-            momentum=_momentum(norm),
+            momentum=norm.momentum,
             eps=norm.eps,
             rebuild=self.rebuild,
         )
@@ -124,19 +142,32 @@ def _move_statistics(norm: nn.Module, x: Tensor) -> None:
         with torch.no_grad():
             norm(x)
     elif _has_statistics(x):
-        batch_statistics(x, _running(norm), _momentum(norm))
+        batch_statistics(x, _running(norm), norm.momentum)
 
 
 def _running(norm: nn.BatchNorm2d) -> Running:
     mean, var = norm.running_mean, norm.running_var
-    assert mean is not None
-    assert var is not None
+    if mean is None or var is None:
+        raise ValueError(
+            "a norm keeps no running statistics (track_running_stats=False), with which one value "
+            "per channel is normalised; build it with track_running_stats=True"
+        )
     return Running(mean, var, norm.num_batches_tracked)
 
 
-def _momentum(norm: nn.BatchNorm2d) -> float:
-    assert norm.momentum is not None
-    return norm.momentum
+def _affine(norm: nn.BatchNorm2d | nn.GroupNorm, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight and bias; where a norm has none (affine=False), what changes nothing."""
+    weight: Tensor | None = norm.weight
+    bias: Tensor | None = norm.bias
+    if weight is not None and bias is not None:
+        return weight, bias
+    running = getattr(norm, "running_mean", None)
+    like = next(t for t in (weight, bias, running, x) if t is not None)
+    channels = x.shape[1]
+    return (
+        like.new_ones(channels) if weight is None else weight,
+        like.new_zeros(channels) if bias is None else bias,
+    )
 
 
 def _has_statistics(x: Tensor) -> bool:

@@ -19,9 +19,10 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         mean, var, counter = self.running_mean, self.running_var, self.num_batches_tracked
         if not self.training or mean is None or var is None or counter is None:
             return super().forward(x)
-        assert self.momentum is not None
+        weight = torch.ones_like(mean) if self.weight is None else self.weight
+        bias = torch.zeros_like(mean) if self.bias is None else self.bias
         return sync_batch_norm(
-            x, mean, var, counter, self.weight, self.bias, momentum=self.momentum, eps=self.eps
+            x, mean, var, counter, weight, bias, momentum=self.momentum, eps=self.eps
         )
 
 
@@ -35,10 +36,16 @@ def synchronise_norms(network: nn.Module) -> None:
         network: changed in place; parameters, buffers and their names stay what they are.
 
     Raises:
-        ValueError: if no process group is set up.
+        ValueError: if no process group is set up, or a norm keeps no running statistics.
     """
     if not torch.distributed.is_initialized():
         raise ValueError("no process group is set up; call torch.distributed.init_process_group")
+    for name, module in network.named_modules():
+        if type(module) is nn.BatchNorm2d and module.running_mean is None:
+            raise ValueError(
+                f"{name} keeps no running statistics (track_running_stats=False), with which "
+                "processes that have too few rows normalise; build it with track_running_stats=True"
+            )
     _exchange(network, nn.BatchNorm2d, SyncBatchNorm2d)
 
 

@@ -15,6 +15,7 @@ from manystream.layers import (
     StreamConv2d,
     StreamNormAct2d,
 )
+from manystream.layers.conv_norm import conv_norm_act
 from manystream.models.families import family as look_up_family
 from manystream.models.memory_modes import MemoryMode
 from manystream.models.network import StreamNetwork
@@ -132,7 +133,7 @@ class StreamResNet(StreamNetwork):
     def _stages(self, batch: StreamBatch) -> Iterator[StreamBatch]:
         if self.joins_inputs:
             batch = StreamBatch((batch.joined(),), Presence.all_present(len(batch), 1))
-        batch = self.bn1(self.conv1(batch))
+        batch = conv_norm_act(self.conv1, self.bn1, batch)
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             batch = stage(batch)
             yield batch
