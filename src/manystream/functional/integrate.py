@@ -130,7 +130,8 @@ def scaled_kernel(weight: Tensor, scalar: Tensor | None) -> Tensor:
     if scalar is None:
         return weight
     scaled = weight * scalar
-    remat.register(scaled, torch.mul, weight, scalar)
+    if weight.requires_grad and scalar.requires_grad:  # only then does autograd watch over both
+        remat.register(scaled, torch.mul, weight, scalar)
     return scaled
 
 
@@ -181,8 +182,9 @@ def integrate_through(
     out, *handed_on = integrate(
         start, mix, tuple(rows), norm_alone, bias, *(z or (None, None)), *raw, *parameters
     )
-    if rebuild:
-        again = partial(_again, start, mix, tuple(rows), bias)
+    if rebuild and out.requires_grad:
+        kept_bias = None if bias is None else bias.detach().clone()  # it may change before backward
+        again = partial(_again, start, mix, tuple(rows), kept_bias)
         remat.register(out, again, *raw, *parameters, *z)
     return out, tuple(handed_on)
 

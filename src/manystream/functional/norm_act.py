@@ -276,9 +276,9 @@ class _NormAct(torch.autograd.Function):
             return norm.forward(x, residual, scale, shift, after)
 
         y = compute(x, residual)
-        if rebuild:
+        if rebuild and any(ctx.needs_input_grad):
             sources = [x] if residual is None else [x, residual]
-            remat.register(y, compute, *sources)
+            remat.register(y, compute, *sources, reads=(scale, shift))
         ctx.norm, ctx.after = norm, after
         kept_y = y if norm.needs_y(after, residual) else None
         kept_residual = residual if after.pool is not None else None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from manystream.functional import lanes
+from manystream.functional import lanes, remat
 from manystream.functional.conv import conv2d
 from manystream.layers.integration import IntegrationRule, LinearIntegration
 from manystream.streams import StreamBatch
@@ -59,6 +59,7 @@ class StreamConv2d(nn.Module):
         bias: whether the streams and the integrated output have a bias.
 
     Attributes:
+        records: whether the backward pass may rebuild what the layer would keep for it.
         rebuild_integrated: whether the backward pass rebuilds the integrated output.
 
     Example:
@@ -88,13 +89,14 @@ class StreamConv2d(nn.Module):
         self.streams = nn.ModuleList(
             RawConv2d(c, out_channels, kernel_size, stride, padding, bias=bias) for c in in_channels
         )
-        self.rebuild_integrated = False
+        self.records = self.rebuild_integrated = False
         self.integration = (
             None
             if integration is None
             else integration(len(in_channels), integrated_channels, out_channels, stride, bias)
         )
 
+    @remat.recorded
     def forward(self, batch: StreamBatch, *, _norm_alone: bool = False) -> StreamBatch:
         """Shapes (B_m, C_m, H, W) and (B, C_z, H, W) to (B_m, C, H', W') and (B, C, H', W').
 

@@ -16,6 +16,7 @@ from manystream.functional import (
     batch_statistics,
     group_norm_act,
     lanes,
+    remat,
 )
 from manystream.layers.sync_norm import SyncBatchNorm2d
 from manystream.streams import StreamBatch
@@ -42,6 +43,7 @@ class StreamNormAct2d(nn.Module):
             integrated pathway is returned.
 
     Attributes:
+        records: whether the backward pass may rebuild what the layer would keep for it.
         rebuild: whether the backward pass rebuilds the outputs instead of keeping them.
 
     Raises:
@@ -65,10 +67,11 @@ class StreamNormAct2d(nn.Module):
             _running(self.integrated)
         self.after = After(activation, pool)
         self.integrated_only = integrated_only
-        self.rebuild = False
+        self.records = self.rebuild = False
         if integrated_only:
             self.streams.requires_grad_(False)
 
+    @remat.recorded
     def forward(self, batch: StreamBatch, identity: StreamBatch | None = None) -> StreamBatch:
         """Shapes stay, up to the pool; ``identity`` has the shapes of ``batch``."""
         if self.integrated_only:
