@@ -14,9 +14,9 @@ import json
 import os
 import subprocess
 import sys
-from argparse import ArgumentParser
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,15 +25,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.results import RESULTS, Row, commit_of, device_tag, load, save
+from harness.results import Row, commit_of, device_tag, load, parser_of, save
 from harness.tables import console, number, table_of
 from harness.timing import step_times, times_ms
 
+GROUPS = {"ResNet-18 B32": (18, 32), "ResNet-18 B128": (18, 128), "ResNet-50 B32": (50, 32)}
+"""Depth and samples of a batch."""
+
 MODES = ("fast", "balanced", "lean")
 STREAMS, NUM_CLASSES = {"rgb": 3, "depth": 1}, 19
-WARM_UP = 3  # an eager step, a captured one and a replayed one
-
-Step = Callable[[], object]
+WARM_UP = 3  # in graphs an eager step, a captured one and a replayed one
+PEAKS = ("reserved_bytes", "allocated_bytes")
 
 COLUMNS = {
     "old, ms": number("old_ms", ".2f"),
@@ -41,56 +43,16 @@ COLUMNS = {
     "new / old": number("ratio", ".3f"),
     "least": number("ratio_least", ".3f"),
     "greatest": number("ratio_greatest", ".3f"),
-    "old, reserved MB": number("old_reserved_bytes", ".0f", 1e-6),
-    "new": number("new_reserved_bytes", ".0f", 1e-6),
-    "old, allocated MB": number("old_allocated_bytes", ".0f", 1e-6),
-    "new ": number("new_allocated_bytes", ".0f", 1e-6),
+    "reserved, MB: old": number("old_reserved_bytes", ".0f", 1e-6),
+    "reserved, MB: new": number("new_reserved_bytes", ".0f", 1e-6),
+    "allocated, MB: old": number("old_allocated_bytes", ".0f", 1e-6),
+    "allocated, MB: new": number("new_allocated_bytes", ".0f", 1e-6),
 }
-
-
-@dataclass(frozen=True)
-class Size:
-    """A network and its batch."""
-
-    name: str
-    depth: int
-    batch_size: int
-    width: float = 1.0
-    image_size: int = 224
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What one process measures.
-
-    Attributes:
-        device: where.
-        steps: steps to time in graphs.
-        eager_steps: steps to time without, which take several times as long.
-        small: tiny networks, to see that it runs.
-    """
-
-    device: str
-    steps: int
-    eager_steps: int
-    small: bool = False
-
-    def sizes(self) -> list[Size]:
-        """The networks and their batches."""
-        sizes = [
-            Size("ResNet-18 B32", 18, 32),
-            Size("ResNet-18 B128", 18, 128),
-            Size("ResNet-50 B32", 50, 32),
-        ]
-        if not self.small:
-            return sizes
-        return [replace(s, batch_size=s.batch_size // 8, width=0.125, image_size=32) for s in sizes]
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """Measure round after round, save after each, and print the table."""
-    parser = ArgumentParser(description=__doc__.split("\n\n")[0])
-    out = RESULTS / f"compare_commits_{device_tag()}.json"
+    parser = parser_of(__doc__, f"compare_commits_{device_tag()}.json")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("checkouts", type=Path, nargs="*", metavar="OLD NEW", help="two folders")
     parser.add_argument("--rounds", type=int, default=5, help="processes of each checkout (5)")
@@ -98,52 +60,47 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--eager-steps", type=int, default=5, help="steps to time without (5)")
     parser.add_argument("--device", choices=("cuda", "cpu"), default=device, help=f"({device})")
     parser.add_argument("--small", action="store_true", help="tiny cases, to see that it runs")
-    parser.add_argument("--commits", nargs=2, help="of the checkouts, where git cannot say")
-    parser.add_argument("--out", type=Path, default=out, help=f"file for the numbers ({out})")
-    parser.add_argument("--show", type=Path, metavar="FILE", help="only print a kept file's table")
     options = parser.parse_args(words)
-    if options.show is not None:
-        show(load(options.show))
-        return
-    try:
-        old, new = (checked(folder) for folder in options.checkouts)
-    except ValueError as error:
-        parser.error(str(error))
-    commits = options.commits or [commit_of(old), commit_of(new)]
-    plan = Plan(options.device, options.steps, options.eager_steps, options.small)
-    found: dict[str, list[list[Row]]] = {"old": [], "new": []}
-    for number_of_round in range(1, options.rounds + 1):
-        found["old"].append(measured(old, plan))
-        found["new"].append(measured(new, plan))
-        rows = compared(found["old"], found["new"])
-        save(options.out, rows, " against ".join(reversed(commits)))
-        print(f"round {number_of_round} of {options.rounds}", flush=True)
-    show(rows)
-    print(options.out)
+    if options.show is None:
+        missing = [c for c in options.checkouts if not (c / "src" / "manystream").is_dir()]
+        if missing or len(options.checkouts) != 2:
+            parser.error(f"no src/manystream in {missing}; expected two folders, each with one")
+        rows = measure_in_turns(options)
+    else:
+        rows = load(options.show)
+    for group in dict.fromkeys(row["group"] for row in rows):
+        console.print(table_of([row for row in rows if row["group"] == group], COLUMNS, group))
 
 
-def checked(folder: Path) -> Path:
-    """Return a checkout's full path.
+def measure_in_turns(options: Namespace) -> list[Row]:
+    """Measure old, new, old, new, … and save after each round."""
+    old, new = (checkout.resolve() for checkout in options.checkouts)
+    names = ("device", "steps", "eager_steps", "small")
+    plan = {name: getattr(options, name) for name in names}
+    of_old, of_new, rows = list[list[Row]](), list[list[Row]](), list[Row]()
+    for round_number in range(1, options.rounds + 1):
+        of_old.append(in_process(old, plan))
+        of_new.append(in_process(new, plan))
+        rows = compared(of_old, of_new)
+        save(options.out, rows, options.commit or f"{commit_of(new)} against {commit_of(old)}")
+        print(f"round {round_number} of {options.rounds}; {options.out}", flush=True)
+    return rows
 
-    Raises:
-        ValueError: if the package is not in it.
-    """
-    if not (folder / "src" / "manystream").is_dir():
-        raise ValueError(f"there is no src/manystream in {folder}; expected a checkout")
-    return folder.resolve()
 
-
-def measured(checkout: Path, plan: Plan) -> list[Row]:
+def in_process(checkout: Path, plan: Mapping[str, Any]) -> list[Row]:
     """Measure a checkout's steps in a fresh process.
+
+    Args:
+        checkout: full path.
+        plan: arguments of :func:`measure`.
 
     Raises:
         RuntimeError: if the process fails.
     """
-    here = Path(__file__).resolve().parent
-    path = os.pathsep.join([str(checkout / "src"), str(here)])
+    path = os.pathsep.join([str(checkout / "src"), str(Path(__file__).resolve().parent)])
     program = "import sys, manystream, compare_commits; compare_commits.child(*sys.argv[1:])"
     done = subprocess.run(
-        [sys.executable, "-c", program, str(checkout), json.dumps(asdict(plan))],
+        [sys.executable, "-c", program, str(checkout), json.dumps(plan)],
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
@@ -156,66 +113,72 @@ def measured(checkout: Path, plan: Plan) -> list[Row]:
 
 
 def child(checkout: str, plan: str) -> None:
-    """Measure all steps of the package that this process imports, and print them as JSON."""
+    """Measure the package that this process imports, and print its rows as JSON."""
     import manystream
 
-    found = Path(str(manystream.__file__))
-    if Path(checkout) / "src" not in found.resolve().parents:
+    found = Path(str(manystream.__file__)).resolve()
+    if Path(checkout) / "src" not in found.parents:
         raise RuntimeError(f"imported {found}; expected the package of {checkout}")
-    print("\n" + json.dumps(list(measure(Plan(**json.loads(plan)))), allow_nan=False))
+    print("\n" + json.dumps(list(measure(**json.loads(plan))), allow_nan=False))
 
 
-def measure(plan: Plan) -> Iterator[Row]:
-    """Yield time and peaks of each way to take a step; ``error`` where it could not be taken."""
-    on_gpu = plan.device == "cuda"
-    for size in plan.sizes():
-        network = _network(size, plan)
-        images = [_noise(size, channels, plan.device) for channels in STREAMS.values()]
+def measure(device: str, steps: int, eager_steps: int, small: bool) -> Iterator[Row]:
+    """Yield time and peaks of each way to take a step; ``error`` where it could not be taken.
+
+    Args:
+        device: where.
+        steps: steps to time in graphs.
+        eager_steps: steps to time without, which take several times as long.
+        small: whether the networks and batches are tiny.
+    """
+    for group, (depth, batch_size) in GROUPS.items():
+        network = _network(depth, device, small)
+        size, pixels = (batch_size // 8, 32) if small else (batch_size, 224)
+        images = [_noise((size, c, pixels, pixels), device) for c in STREAMS.values()]
         for mode in MODES:
             network.memory = mode
-            for graphs in (True, False) if on_gpu else (False,):
-                row = {"group": size.name, "name": mode, "graphs": graphs}
-                steps = plan.steps if graphs else plan.eager_steps
+            for graphs in (True, False) if device == "cuda" else (False,):
+                row: Row = {"group": group, "name": mode, "graphs": graphs}
+                step = _step(network, images, graphs)
                 try:
-                    row |= _measure(_step(network, images, graphs=graphs), steps, plan.device)
+                    row |= _measure(step, steps if graphs else eager_steps, device)
                 except RuntimeError as error:
                     row["error"] = str(error).splitlines()[0]
+                del step  # and its graphs, before the next one's
                 yield row
 
 
-def _measure(step: Step, steps: int, device: str) -> dict[str, Any]:
-    on_gpu = device == "cuda"
-    gc.collect()  # an earlier step's graphs, which are in cycles
-    if on_gpu:
+def _measure(step: Callable[[], None], steps: int, device: str) -> Row:
+    gc.collect()  # an earlier step's graphs are in cycles
+    if device == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     for _ in range(WARM_UP):
         step()
-    measured: dict[str, Any] = step_times(times_ms(step, steps, torch.device(device)))
-    if on_gpu:
+    measured: Row = {**step_times(times_ms(step, steps, torch.device(device)))}
+    if device == "cuda":
         measured["reserved_bytes"] = torch.cuda.max_memory_reserved()
         measured["allocated_bytes"] = torch.cuda.max_memory_allocated()
     return measured
 
 
-def _network(size: Size, plan: Plan) -> Any:
+def _network(depth: int, device: str, small: bool) -> Any:
     """Build a network by public names; of a model that holds a network, that network."""
     import manystream as ms
 
     torch.manual_seed(0)
-    model = ms.create_model(
-        depth=size.depth, streams=STREAMS, num_classes=NUM_CLASSES, width=size.width
-    )
-    return getattr(model, "network", model).to(plan.device).train()
+    width = 0.125 if small else 1.0
+    model = ms.create_model(depth=depth, streams=STREAMS, num_classes=NUM_CLASSES, width=width)
+    return getattr(model, "network", model).to(device).train()
 
 
-def _step(network: Any, images: Sequence[Tensor], *, graphs: bool) -> Step:
+def _step(network: Any, images: Sequence[Tensor], graphs: bool) -> Callable[[], None]:
     """Return how to take a step, from a compact batch on the device to new weights."""
     import manystream as ms
 
     num_samples = len(images[0])
     present = torch.ones(num_samples, len(images), dtype=torch.bool)
-    blanked = torch.arange(num_samples // 5)
+    blanked = torch.arange(round(0.2 * num_samples))
     present[blanked, blanked % len(images)] = False
     target = (torch.arange(num_samples) % NUM_CLASSES).to(images[0].device)
     batch = replace(network.to_batch(images, present), target=target)
@@ -224,10 +187,10 @@ def _step(network: Any, images: Sequence[Tensor], *, graphs: bool) -> Step:
 
     def loss() -> Tensor:
         with torch.autocast(target.device.type, torch.bfloat16):
-            if graphed is not None:
-                result: Tensor = graphed(batch)[0]
-                return result
-            return F.cross_entropy(network(batch), target)
+            if graphed is None:
+                return F.cross_entropy(network(batch), target)
+            result: Tensor = graphed(batch)[0]
+            return result
 
     def step() -> None:
         loss().backward()
@@ -237,8 +200,7 @@ def _step(network: Any, images: Sequence[Tensor], *, graphs: bool) -> Step:
     return step
 
 
-def _noise(size: Size, channels: int, device: str) -> Tensor:
-    shape = (size.batch_size, channels, size.image_size, size.image_size)
+def _noise(shape: Sequence[int], device: str) -> Tensor:
     return torch.randn(shape, device=device).contiguous(memory_format=torch.channels_last)
 
 
@@ -258,29 +220,18 @@ def compared(old: Sequence[Sequence[Row]], new: Sequence[Sequence[Row]]) -> list
 
 
 def _compared(old: Sequence[Row], new: Sequence[Row]) -> Row:
-    row = {key: old[0][key] for key in ("group", "name", "graphs")}
-    failed = {
-        n: r["error"] for n, rows in (("old", old), ("new", new)) for r in rows if "error" in r
-    }
+    row: Row = {key: old[0][key] for key in ("group", "name", "graphs")}
+    sides = {"old": old, "new": new}
+    failed = {f"{side}: {r['error']}" for side, rows in sides.items() for r in rows if "error" in r}
     if failed:
-        return {**row, "error": "; ".join(f"{name}: {error}" for name, error in failed.items())}
-    for name, rows in (("old", old), ("new", new)):
+        return {**row, "error": "; ".join(sorted(failed))}
+    for side, rows in sides.items():
         times = [r["step_ms"] for r in rows]
-        row |= {f"{name}_ms": median(times), f"{name}_ms_range": [min(times), max(times)]}
-        row |= {
-            f"{name}_{key}": max(r[key] for r in rows)
-            for key in ("reserved_bytes", "allocated_bytes")
-            if key in rows[0]
-        }
+        row |= {f"{side}_ms": median(times), f"{side}_ms_range": [min(times), max(times)]}
+        row |= {f"{side}_{key}": max(r[key] for r in rows) for key in PEAKS if key in rows[0]}
     ratios = [b["step_ms"] / a["step_ms"] for a, b in zip(old, new, strict=True)]
-    row |= {"ratio_least": min(ratios), "ratio_greatest": max(ratios)}
-    return {**row, "rounds": len(ratios), "ratio": row["new_ms"] / row["old_ms"]}
-
-
-def show(rows: Sequence[Row]) -> None:
-    """Print a table for each network."""
-    for group in dict.fromkeys(row["group"] for row in rows):
-        console.print(table_of([row for row in rows if row["group"] == group], COLUMNS, group))
+    row |= {"ratio_least": min(ratios), "ratio_greatest": max(ratios), "rounds": len(ratios)}
+    return {**row, "ratio": row["new_ms"] / row["old_ms"]}
 
 
 if __name__ == "__main__":

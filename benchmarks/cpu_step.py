@@ -14,8 +14,7 @@ import torch
 from rich.table import Table
 
 from harness.cases import Case, blanked_in_turn
-from harness.results import Row, load, save
-from harness.script import parser_of
+from harness.results import Row, load, parser_of, save
 from harness.tables import REFERENCE, console, with_ratios
 from harness.timing import in_turns, step_times
 from harness.workload import Workload

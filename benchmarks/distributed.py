@@ -21,8 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import manystream as ms
 from harness.cases import NUM_CLASSES, STREAMS, Case, blanked_in_turn, network_of, shrunk
-from harness.results import Row, device_tag, load, save
-from harness.script import parser_of
+from harness.results import Row, device_tag, load, parser_of, save
 from harness.timing import wait
 from manystream.layers import synchronise_norms
 from manystream.training import average_gradients

@@ -32,8 +32,7 @@ from torch import Tensor
 
 import manystream as ms
 from harness.plain_loader import PlainDataset, plain_batches
-from harness.results import Row, device_tag, load, save
-from harness.script import parser_of
+from harness.results import Row, device_tag, load, parser_of, save
 from harness.tables import console, number, table_of
 from harness.timing import in_turns, spread, wait
 from manystream import StreamBatch

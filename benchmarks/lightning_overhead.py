@@ -22,8 +22,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 import manystream as ms
 from harness.cases import NUM_CLASSES, STREAMS
-from harness.results import Row, load, save
-from harness.script import parser_of
+from harness.results import Row, load, parser_of, save
 from harness.tables import Cell, console, number, table_of
 from harness.timing import in_turns
 from manystream.classifier import StreamClassifier

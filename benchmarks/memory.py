@@ -17,8 +17,8 @@ from rich.table import Table
 
 from harness.baselines import BASELINES, COMPILED
 from harness.cases import MODES, Case, baselines, modes
-from harness.results import Row, device_tag
-from harness.script import Groups, add_group_options, groups_of, parser_of, run_groups
+from harness.groups import Groups, add_group_options, groups_of, run_groups
+from harness.results import Row, device_tag, parser_of
 from harness.tables import REFERENCE, console, number, step, table_of
 from harness.workers import run_cases
 

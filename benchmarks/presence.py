@@ -11,8 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness.cases import Case, blanked_in_turn, network_of
-from harness.results import Row, load, save
-from harness.script import parser_of
+from harness.results import Row, load, parser_of, save
 from harness.tables import console, number, table_of
 from manystream.memory import kept_bytes
 

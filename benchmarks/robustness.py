@@ -17,8 +17,7 @@ from rich.table import Table
 from torch.utils.data import DataLoader, TensorDataset
 
 import manystream as ms
-from harness.results import Row, load, save
-from harness.script import parser_of
+from harness.results import Row, load, parser_of, save
 from harness.tables import console
 from manystream.data.loaders import training_data
 from manystream.data.options import DataOptions

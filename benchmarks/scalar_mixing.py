@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.results import Row, load, save
-from harness.script import parser_of
+from harness.results import Row, load, parser_of, save
 from harness.tables import console, number, table_of
 from manystream.functional import scalar_integrate
 from manystream.memory import peak_bytes

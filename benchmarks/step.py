@@ -17,10 +17,10 @@ import torch
 from rich.table import Table
 
 from harness.cases import Case, baselines, blanked_in_turn, modes
+from harness.groups import Groups, add_group_options, groups_of, run_groups
 from harness.kernels import kernel_times
-from harness.results import Row, device_tag
+from harness.results import Row, device_tag, parser_of
 from harness.roofline import Ceilings, roofline_of
-from harness.script import Groups, add_group_options, groups_of, parser_of, run_groups
 from harness.tables import REFERENCE, console, label, number, step, table_of
 from harness.timing import step_times, times_ms
 from harness.workload import Loss, Workload

@@ -1,4 +1,4 @@
-"""Numbers and where they were measured, kept as strict JSON."""
+"""Numbers and where they were measured, kept as strict JSON; needs nothing of the package."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import subprocess
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,6 +21,21 @@ Row = dict[str, Any]
 """What was measured and its numbers; ``error`` where it could not be."""
 
 _RENAMED = {"floor_ms": "roofline_ms", "floor_bytes": "output_bytes"}
+
+
+def parser_of(doc: str | None, file: str) -> ArgumentParser:
+    """Make a parser with what every benchmark takes.
+
+    Args:
+        doc: the script's docstring, its help.
+        file: where numbers go by default, in the folder of results.
+    """
+    parser = ArgumentParser(description=doc, formatter_class=RawDescriptionHelpFormatter)
+    out = RESULTS / file
+    parser.add_argument("--out", type=Path, default=out, help=f"file for the numbers ({out})")
+    parser.add_argument("--show", type=Path, metavar="FILE", help="only print a kept file's tables")
+    parser.add_argument("--commit", help="commit of what is measured, where git cannot say")
+    return parser
 
 
 def save(path: Path, rows: Sequence[Row], commit: str | None = None) -> None:

@@ -50,7 +50,7 @@ def checkout(folder, package: str):
 def test_checkouts_are_measured_by_public_names_only(tmp_path, capsys):
     folders = checkout(tmp_path / "old", OLD), checkout(tmp_path / "new", NEW)
     out = tmp_path / "compared.json"
-    words = ["--rounds", "1", "--small", "--device", "cpu", "--commits", "aaa", "bbb"]
+    words = ["--rounds", "1", "--small", "--device", "cpu", "--commit", "bbb against aaa"]
     main([*map(str, folders), *words, "--out", str(out)])
     kept = json.loads(out.read_text())
     assert kept["environment"]["commit"] == "bbb against aaa"

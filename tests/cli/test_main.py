@@ -305,7 +305,32 @@ def test_what_cannot_be_predicted(trained, images, tmp_path, capsys):
     assert status(*words, "--folder", tmp_path / "none") == 2
     assert "expected <stream>/<id>.<ext>" in capsys.readouterr().err
     assert status(*words, "--folder", images, "--out", tmp_path) == 2
-    assert "is a folder; expected the CSV file to write" in capsys.readouterr().err
+    assert f"--out {tmp_path} exists; name one that does not" in capsys.readouterr().err
+
+
+def test_predictions_are_not_written_over(trained, images, tmp_path, capsys):
+    out = tmp_path / "p.csv"
+    out.write_text("precious")
+    words = ("predict", "--model", trained.model, "--folder", images, "--out", out)
+    assert status(*words, "--num-workers", 0) == 2
+    assert f"--out {out} exists; name one that does not" in capsys.readouterr().err
+    assert out.read_text() == "precious"
+
+
+@pytest.mark.parametrize("place", ["file/x.png", "file/deep/x.png", "n" * 300 + ".png"])
+@pytest.mark.parametrize(
+    "command", [("data", "show"), ("data", "check"), ("predict", "--folder=none", "--model=none")]
+)
+def test_where_to_write_is_looked_at_before_the_work(tmp_path, capsys, monkeypatch, command, place):
+    """None of them gets as far as its input, which is not there."""
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.chdir(tmp_path)
+    data = () if command[0] == "predict" else ("--data.root=none",)
+    assert status(*command, *data, "--out", place) == 2
+    said = capsys.readouterr().err
+    assert f"cannot write into --out {place}: " in said
+    assert "Errno" not in said
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_long_message_is_not_broken_into_lines(tmp_path, capsys):

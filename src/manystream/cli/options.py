@@ -118,7 +118,8 @@ class PredictOptions:
     folder: Path
     """Folder laid out as <stream>/<id>.<ext>, without classes."""
     out: Path = Path("predictions.csv")
-    """CSV file to write: id, streams, class, probability, then every class's probability."""
+    """CSV file to write, which must not exist yet: id, streams, class, probability, then every
+    class's probability."""
     batch_size: int = 64
     """Samples per batch."""
     num_workers: int = 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -93,13 +94,38 @@ def fresh_path(out: Path | None, prefix: str = "") -> Path:
     """The path to write to, by default one in ``runs`` with the date and time.
 
     Raises:
-        ValueError: if it exists.
+        ValueError: if it exists, or cannot be made.
     """
     now = datetime.now().strftime("%Y%m%d-%H%M%S")
     out = out or Path("runs") / "-".join(filter(None, (prefix, now)))
-    if out.exists():
+    try:
+        exists, folder = _is_there(out), _nearest_folder(out)
+    except OSError as error:  # A name that is too long, a link to itself.
+        raise ValueError(
+            f"cannot write into --out {out}: {error.strerror}; name another"
+        ) from error
+    if exists:
         raise ValueError(f"--out {out} exists; name one that does not, nothing is overwritten")
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"cannot write into --out {out}: {folder} is no folder that can be written into; name "
+            "another"
+        )
     return out
+
+
+def _nearest_folder(path: Path) -> Path:
+    """The first of a path's parents that is there."""
+    return next(parent for parent in path.absolute().parents if _is_there(parent))
+
+
+def _is_there(path: Path) -> bool:
+    # Path.exists hides a name that is too long in some versions of Python, and raises in others.
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def plain(values: Any) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor
 from manystream.classifier import load_model
 from manystream.cli.batches import trained_with
 from manystream.cli.options import PredictOptions
-from manystream.cli.output import say
+from manystream.cli.output import fresh_path, say
 from manystream.cli.progress import progress_bar
 from manystream.data.dataset import StreamDataset
 from manystream.data.loaders import make_loader
@@ -24,10 +24,9 @@ from manystream.data.transforms import EvalTransform
 
 def predict(options: PredictOptions) -> None:
     """Read, predict and write."""
+    out = fresh_path(options.out)
     model = load_model(options.model)
     preprocessing, classes = trained_with(model, options.model)
-    if options.out.is_dir():
-        raise ValueError(f"--out {options.out} is a folder; expected the CSV file to write")
     hints = StreamHints(units=options.units or {}, max_pixels=options.max_pixels, options="--")
     with progress_bar("looking at images") as progress:
         source = open_unlabelled(
@@ -38,8 +37,8 @@ def predict(options: PredictOptions) -> None:
         DataOptions(batch_size=options.batch_size, num_workers=options.num_workers),
     )
     probabilities = model.predict(loader, progress=True)
-    _write_predictions(options.out, source, probabilities, classes)
-    say(f"{len(source.ids)} predictions in {options.out}")
+    _write_predictions(out, source, probabilities, classes)
+    say(f"{len(source.ids)} predictions in {out}")
 
 
 def _write_predictions(

@@ -26,7 +26,7 @@ def few_channels_conv2d(
 ) -> Tensor:
     """``F.conv2d(x, weight, None, stride, padding)`` in a dtype, by kernels made for few channels.
 
-    Nothing but x is kept.
+    Nothing but x is kept; the kernel must stay as it is until the backward pass, as elsewhere.
 
     Args:
         x: shape (B, C, H, W); needs no gradient.
@@ -52,7 +52,7 @@ class _FewChannelsConv(torch.autograd.Function):
     ) -> Tensor:
         from manystream.functional.kernels.few_channels import few_channels_conv
 
-        ctx.save_for_backward(x)
+        ctx.save_for_backward(x, weight)  # what min rebuilds from is watched over in every mode
         ctx.how = weight.shape[-1], stride, padding
         ctx.weight_dtype = weight.dtype
         y: Tensor = few_channels_conv(x, weight.to(dtype), stride, padding)
@@ -63,6 +63,6 @@ class _FewChannelsConv(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         from manystream.functional.kernels.few_channels import few_channels_conv_backward
 
-        (x,) = ctx.saved_tensors
+        x, _ = ctx.saved_tensors
         grad_weight = few_channels_conv_backward(grad, x, *ctx.how).to(ctx.weight_dtype)
         return None, grad_weight, None, None, None

@@ -136,7 +136,8 @@ def scaled_kernel(weight: Tensor, scalar: Tensor | None) -> Tensor:
     if scalar is None:
         return weight
     scaled = weight * scalar
-    remat.register(scaled, torch.mul, weight, scalar)
+    if weight.requires_grad and scalar.requires_grad:  # only then does autograd watch over both
+        remat.register(scaled, torch.mul, weight, scalar)
     return scaled
 
 
@@ -368,9 +369,10 @@ def integrate(
     raw = [x.to(dtype) for x in raw]
     how = _How(mix.for_maps(raw), tuple(placement), num_views, stride, owned)
     out, *handed_on = _Integrate.apply(how, bias, z, weight, *raw, *parameters)
-    if rebuild:
+    if rebuild and out.requires_grad:
         previous = () if z is None or weight is None else (z, weight)
-        again = partial(_again, how, bias)
+        kept_bias = None if bias is None else bias.detach().clone()  # it may change before backward
+        again = partial(_again, how, kept_bias)
         remat.register(out, again, *raw, *parameters, *previous)
     return out, tuple(handed_on)
 

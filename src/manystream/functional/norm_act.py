@@ -277,9 +277,9 @@ class _NormAct(torch.autograd.Function):
             return y
 
         y = compute(x, residual)
-        if rebuild:
+        if rebuild and any(ctx.needs_input_grad):
             sources = [x] if residual is None else [x, residual]
-            remat.register(y, compute, *sources)
+            remat.register(y, compute, *sources, reads=tuple(affine))
         ctx.norms, ctx.after = norms, after
         kept_y = y if any(norm.needs_y(after, residual) for norm in norms) else None
         kept_residual = residual if after.pool is not None else None

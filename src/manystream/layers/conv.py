@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from manystream.batch import StreamBatch
-from manystream.functional import lanes
+from manystream.functional import lanes, remat
 from manystream.functional.conv import conv2d
 from manystream.layers.integration import IntegrationRule, LinearIntegration
 
@@ -60,6 +60,7 @@ class StreamConv2d(nn.Module):
             stride, padding and ``bias``; it adds no bias by itself, :class:`RawConv2d` for one.
 
     Attributes:
+        records: whether the backward pass may rebuild what the layer would keep for it.
         rebuild_integrated: whether the backward pass rebuilds the integrated output.
 
     Example:
@@ -90,13 +91,14 @@ class StreamConv2d(nn.Module):
             conv_layer(c, out_channels, kernel_size, stride, padding, bias=bias)
             for c in in_channels
         )
-        self.rebuild_integrated = False
+        self.records = self.rebuild_integrated = False
         self.integration = (
             None
             if integration is None
             else integration(len(in_channels), integrated_channels, out_channels, stride, bias)
         )
 
+    @remat.recorded
     def forward(self, batch: StreamBatch, *, _norm_alone: bool = False) -> StreamBatch:
         """Shapes (B_m, C_m, H, W) and (V, C_z, H, W) to (B_m, C, H', W') and (V, C, H', W').
 

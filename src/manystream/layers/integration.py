@@ -181,8 +181,8 @@ class SumIntegration(nn.Module):
         sources = [*raw] if z is None else [*raw, z]
         num_inputs = len(sources)
         out = compute(*sources)
-        if rebuild:
-            remat.register(out, compute, *sources, *self.parameters())
+        if rebuild and out.requires_grad:
+            remat.register(out, compute, *sources, reads=tuple(self.parameters()))
         return out
 
     def _sum(self, raw: Sequence[Tensor], views: Views, z: Tensor | None = None) -> Tensor:

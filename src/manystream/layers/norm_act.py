@@ -47,7 +47,11 @@ class StreamNormAct2d(nn.Module):
             still move, their parameters are frozen since nothing depends on them, and only the
             integrated pathway is returned.
 
+    Raises:
+        ValueError: if a batch norm keeps no running statistics.
+
     Attributes:
+        records: whether the backward pass may rebuild what the layer would keep for it.
         rebuild: whether the backward pass rebuilds the outputs instead of keeping them.
     """
 
@@ -68,10 +72,14 @@ class StreamNormAct2d(nn.Module):
         self.act = None if act_layer is None else act_layer()
         self.pool = pool
         self.integrated_only = integrated_only
-        self.rebuild = False
+        self.records = self.rebuild = False
+        for norm in (*self.streams, self.integrated):
+            if type(norm) is nn.BatchNorm2d:
+                _running(norm)
         if integrated_only:
             self.streams.requires_grad_(False)
 
+    @remat.recorded
     def forward(self, batch: StreamBatch, identity: StreamBatch | None = None) -> StreamBatch:
         """Shapes stay, up to the pool; ``identity`` has the shapes of ``batch``.
 
@@ -169,12 +177,18 @@ def _running(norm: nn.BatchNorm2d) -> Running:
 
 
 def _affine(norm: nn.BatchNorm2d | nn.GroupNorm, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight and bias; those of a norm without any (affine=False) change nothing."""
-    if norm.weight is None:
-        running = getattr(norm, "running_mean", None)
-        like = x if running is None else running
-        return like.new_ones(x.shape[1]), like.new_zeros(x.shape[1])
-    return norm.weight, norm.bias
+    """Weight and bias; where a norm has none (affine=False), what changes nothing."""
+    weight: Tensor | None = norm.weight
+    bias: Tensor | None = norm.bias
+    if weight is not None and bias is not None:
+        return weight, bias
+    running = getattr(norm, "running_mean", None)
+    like = next(t for t in (weight, bias, running, x) if t is not None)
+    channels = x.shape[1]
+    return (
+        like.new_ones(channels) if weight is None else weight,
+        like.new_zeros(channels) if bias is None else bias,
+    )
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):

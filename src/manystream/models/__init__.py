@@ -2,6 +2,7 @@
 
 from manystream.models.families import FAMILIES, Family
 from manystream.models.inspection import contributions, mixing_weights
+from manystream.models.memory_modes import MemoryMode, apply_memory_mode
 from manystream.models.network import StreamNetwork
 from manystream.models.original import load_original
 from manystream.models.pretrained import PretrainedReport, load_pretrained_stream
@@ -10,9 +11,11 @@ from manystream.models.resnet import StreamResNet
 __all__ = [
     "FAMILIES",
     "Family",
+    "MemoryMode",
     "PretrainedReport",
     "StreamNetwork",
     "StreamResNet",
+    "apply_memory_mode",
     "contributions",
     "load_original",
     "load_pretrained_stream",

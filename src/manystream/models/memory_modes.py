@@ -56,8 +56,27 @@ def check_memory_mode(mode: str) -> None:
 
 
 def apply_memory_mode(network: nn.Module, mode: MemoryMode) -> None:
-    """Tell every layer of a network what to rebuild."""
+    """Tell every layer of a network what to rebuild.
+
+    The layers do it in whichever way they are called, and find what the ones before them gave.
+
+    Args:
+        network: any module with layers of :mod:`manystream.layers` inside; a
+            :class:`~manystream.models.StreamNetwork` has the attribute ``memory`` for it.
+        mode: the mode.
+
+    Raises:
+        ValueError: if the mode is unknown.
+
+    Example:
+        >>> from manystream.layers import BasicBlock
+        >>> network = nn.Sequential(BasicBlock(2, 8, 8), BasicBlock(2, 8, 16, stride=2))
+        >>> apply_memory_mode(network, "lean")
+    """
+    check_memory_mode(mode)
     for module in network.modules():
+        if isinstance(module, StreamConv2d | StreamNormAct2d):
+            module.records = mode != "fast"
         if isinstance(module, StreamNormAct2d):
             module.rebuild = mode != "fast"
         if isinstance(module, StreamConv2d):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from manystream.batch import Inputs, StreamBatch, make_batch
+from manystream.models.memory_modes import MemoryMode, apply_memory_mode
 
 
 class StreamNetwork(nn.Module):
@@ -34,6 +35,21 @@ class StreamNetwork(nn.Module):
             )
         self.in_channels = dict(in_channels)
         self.num_classes = num_classes
+        self._memory: MemoryMode = "fast"
+
+    @property
+    def memory(self) -> MemoryMode:
+        """What a training step keeps; gradients are the same in every mode.
+
+        Setting it tells the layers that there are by then, see
+        :mod:`manystream.models.memory_modes`.
+        """
+        return self._memory
+
+    @memory.setter
+    def memory(self, mode: MemoryMode) -> None:
+        apply_memory_mode(self, mode)
+        self._memory = mode
 
     @property
     def num_streams(self) -> int:

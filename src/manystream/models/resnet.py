@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from manystream.batch import Inputs, StreamBatch
-from manystream.functional import Pool, lanes, remat
+from manystream.functional import Pool, lanes
 from manystream.layers import (
     BasicBlock,
     Bottleneck,
@@ -19,7 +18,7 @@ from manystream.layers import (
     conv_norm_act,
 )
 from manystream.models.families import family as look_up_family
-from manystream.models.memory_modes import MemoryMode, apply_memory_mode, check_memory_mode
+from manystream.models.memory_modes import MemoryMode
 from manystream.models.network import StreamNetwork
 from manystream.presence import Presence
 
@@ -105,21 +104,9 @@ class StreamResNet(StreamNetwork):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.memory = memory
 
-    @property
-    def memory(self) -> MemoryMode:
-        """What a training step keeps; gradients are the same in every mode."""
-        return self._memory
-
-    @memory.setter
-    def memory(self, mode: MemoryMode) -> None:
-        check_memory_mode(mode)
-        self._memory = mode
-        apply_memory_mode(self, mode)
-
     def forward_batch(self, batch: StreamBatch) -> Tensor:
         """Logits of a compact batch in its sorted order, shape (B, num_classes)."""
-        recording = nullcontext() if self.memory == "fast" else remat.recording()
-        with recording, lanes.side_by_side(len(self.conv1.streams)):
+        with lanes.side_by_side(len(self.conv1.streams)):
             for stage in self._stages(batch):
                 batch = stage  # what came before is let go
         logits: Tensor = self.fc(self.dropout(_fused(batch).mean(dim=(2, 3))))

@@ -1,43 +1,27 @@
-"""The command line that the benchmarks share."""
+"""Groups of cases: which are measured, one after the other, by the command line."""
 
 from __future__ import annotations
 
 import re
 import time
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 
 import torch
 
 from harness.cases import Case, add_case_options, own_case, shrunk
-from harness.results import RESULTS, Row, load, save
+from harness.results import Row, load, save
 from harness.tables import with_ratios
 
 Groups = Mapping[str, Sequence[Case]]
 """Cases by the name of what they are compared in."""
 
 
-def parser_of(doc: str | None, file: str) -> ArgumentParser:
-    """Make a parser with what every benchmark takes.
-
-    Args:
-        doc: the script's docstring, its help.
-        file: where numbers go by default, in the folder of results.
-    """
-    parser = ArgumentParser(description=doc, formatter_class=RawDescriptionHelpFormatter)
-    out = RESULTS / file
-    parser.add_argument("--out", type=Path, default=out, help=f"file for the numbers ({out})")
-    parser.add_argument("--show", type=Path, metavar="FILE", help="only print a kept file's tables")
-    parser.add_argument("--commit", help="commit of what is measured, where git cannot say")
-    return parser
-
-
 def add_group_options(parser: ArgumentParser, steps: int) -> None:
     """Add what is measured, on what, and for how long.
 
     Args:
-        parser: of :func:`parser_of`.
+        parser: the script's.
         steps: how many are timed by default.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
