@@ -15,6 +15,7 @@ from torch import Tensor
 from harness.results import Row, load, parser_of, save
 from harness.tables import console, number, table_of
 from manystream.functional import scalar_integrate
+from manystream.presence import Run
 from manystream.memory import peak_bytes
 
 SHAPE = (32, 128, 52, 68)
@@ -45,9 +46,8 @@ def in_place(raw: list[Tensor], alpha: list[Tensor], z: Tensor, w: Tensor, gamma
 
 def ours(raw: list[Tensor], alpha: list[Tensor], z: Tensor, w: Tensor, gamma: Tensor) -> Tensor:
     """Mix in one operation."""
-    num_samples = len(z)
-    everyone = [slice(0, num_samples)] * len(raw)
-    return scalar_integrate(raw, alpha, everyone, num_samples, z, w, gamma)
+    everyone = slice(0, len(z))
+    return scalar_integrate(raw, alpha, [[Run(everyone, everyone)]] * len(raw), len(z), z, w, gamma)
 
 
 WAYS: dict[str, Way] = {"list and sum": summed, "in place": in_place, "ours": ours}

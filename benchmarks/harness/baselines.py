@@ -96,7 +96,7 @@ class MaskedNet(nn.Module):
         raw = self._mask_raw(net.conv1, inputs, masks)
         out = raw, self._integrate(net.conv1, raw, None)
         out = _each(self._relu, self._norm(net.bn1, out, masks))
-        pool = net.bn1.after.pool
+        pool = net.bn1.pool
         assert pool is not None
         return _each(lambda x: F.max_pool2d(x, *pool), out)
 
@@ -143,7 +143,7 @@ class MaskedNet(nn.Module):
         rule = layer.integration
         assert isinstance(rule, LinearIntegration | ScalarIntegration)
         previous = [] if integrated is None else [_previous(rule, integrated)]
-        parts = chain(previous, (rule.mix(m, y) for m, y in enumerate(raw)))
+        parts = chain(previous, (rule.contribution(m, y) for m, y in enumerate(raw)))
         if self.in_place:
             return reduce(Tensor.add_, parts)
         return reduce(Tensor.add, list(parts))

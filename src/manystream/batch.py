@@ -50,8 +50,9 @@ class StreamBatch:
     def __post_init__(self) -> None:
         if self.views is _NOT_GIVEN:  # else it comes from a batch that was looked at
             _check_maps(self.streams, self.integrated, self.presence)
-            maps = self.streams or (self.integrated,)
-            views = Views.full_only(self.presence).to(maps[0].device)
+            views = Views.full_only(self.presence)
+            for some in (*self.streams, self.integrated)[:1]:
+                views = views if some is None else views.to(some.device)
             object.__setattr__(self, "views", views)
 
     def __len__(self) -> int:

@@ -231,7 +231,8 @@ class ClassifierModule(pl.LightningModule):
 def _target(batch: StreamBatch) -> Tensor:
     if batch.target is None:
         raise ValueError("the loader's batches have no target; expected one per sample")
-    return batch.target
+    target: Tensor = batch.target
+    return target
 
 
 def _metrics(num_classes: int, prefix: str) -> MetricCollection:

@@ -180,7 +180,8 @@ class _ConditionsModule(pl.LightningModule):
 def _target(batch: StreamBatch) -> Tensor:
     if batch.target is None:
         raise ValueError("the loader's batches have no target; expected one per sample")
-    return batch.target
+    target: Tensor = batch.target
+    return target
 
 
 def _keep(batch: StreamBatch, kept: Sequence[bool]) -> tuple[StreamBatch, Tensor | slice]:

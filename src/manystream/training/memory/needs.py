@@ -111,7 +111,7 @@ def _measure(
 ) -> tuple[MemoryReport, MemoryReport]:
     measured = copy.deepcopy(network)
     if hasattr(measured, "memory"):
-        measured.memory = mode  # type: ignore[assignment]  # no submodule, as mypy takes it to be
+        measured.memory = mode
     first, second = (
         measure(measured, noise_batch(network, replace(step, batch_size=b)), step.autocast_dtype)
         for b in _MEASURED_AT
