@@ -15,8 +15,8 @@ from torch import Tensor
 from harness.results import Row, load, parser_of, save
 from harness.tables import console, number, table_of
 from manystream.functional import scalar_integrate
-from manystream.presence import Run
 from manystream.memory import peak_bytes
+from manystream.presence import Run
 
 SHAPE = (32, 128, 52, 68)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
