@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from manystream.classifier import create_model
 from manystream.memory.case import Case
+from manystream.models import StreamResNet, resnet_size
 
 HERE = Path(os.path.relpath(Path(__file__).parent))  # results name no machine
 BASELINES = HERE / "baselines.py"
@@ -19,10 +19,9 @@ TWO, THREE = {"rgb": 3, "depth": 1}, {"rgb": 3, "depth": 1, "infrared": 1}
 def case_of(depth: int, streams: dict[str, int], small: bool) -> Case:
     """A ResNet at batch 32 on a GPU, or a tiny one on the CPU."""
     with torch.device("meta"):
-        model = create_model(
-            depth=depth, streams=streams, num_classes=19, width=0.125 if small else 1.0
-        )
-    case = Case("fast", layout=model.layout)
+        size = resnet_size(depth, 0.125 if small else 1.0)
+        network = StreamResNet(**size, in_channels=streams, num_classes=19)
+    case = Case("fast", layout=network.layout)
     if not small:
         return case
     return replace(case, batch_size=4, image_size=(64, 64), device="cpu", steps=2)

@@ -16,10 +16,10 @@ from rich.console import Console
 from rich.table import Table
 
 from cases import BASELINES, HERE, TWO
-from manystream.classifier import create_model
 from manystream.memory.bench import REFERENCE, Row, save
 from manystream.memory.case import Case, blanked_in_turn
 from manystream.memory.workload import Workload
+from manystream.models import StreamResNet, resnet_size
 
 SHARES = (0.0, 0.25, 0.5, 0.75)
 MODES = ("fast", "balanced", "lean")
@@ -40,9 +40,14 @@ def main() -> None:
 
 def _case() -> Case:
     with torch.device("meta"):
-        model = create_model(depth=18, streams=TWO, num_classes=19, width=0.5)
+        network = StreamResNet(**resnet_size(18, 0.5), in_channels=TWO, num_classes=19)
     return Case(
-        "fast", model.layout, batch_size=8, image_size=(96, 96), precision="fp32", device="cpu"
+        "fast",
+        network.layout,
+        batch_size=8,
+        image_size=(96, 96),
+        precision="fp32",
+        device="cpu",
     )
 
 

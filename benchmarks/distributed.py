@@ -48,7 +48,7 @@ Norms = Callable[[nn.Module], nn.Module]
 Step = Callable[[list[Tensor], Tensor, Tensor], None]
 """From images, presence and classes to gradients."""
 
-MakeStep = Callable[[ms.StreamResNet], Step]
+MakeStep = Callable[[ms.models.StreamNetwork], Step]
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def _eager_step(network: nn.Module) -> Step:
     return step
 
 
-def _graphed_step(network: ms.StreamResNet, *, average: bool = False) -> Step:
+def _graphed_step(network: ms.models.StreamNetwork, *, average: bool = False) -> Step:
     """The same replayed from CUDA graphs."""
     graphed = ms.GraphedStep(network, F.cross_entropy)
 
@@ -199,11 +199,11 @@ def _seconds(step: Callable[[], None], steps: int) -> float:
     return perf_counter() - start
 
 
-def _network(family: str, depth: int = 18, width: float = 0.25) -> ms.StreamResNet:
+def _network(family: str, depth: int = 18, width: float = 0.25) -> ms.models.StreamNetwork:
     torch.manual_seed(0)
     network = ms.create_model(
         family, depth=depth, width=width, streams=STREAMS, num_classes=CLASSES
-    )
+    ).network
     return network.to(_device())
 
 

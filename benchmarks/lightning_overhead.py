@@ -23,8 +23,8 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 import manystream as ms
-from manystream.classifier import StreamClassifier
 from manystream.memory.bench import save
+from manystream.model import StreamModel
 
 RESULTS = Path(__file__).parent / "results" / "lightning_overhead.json"
 STREAMS, CLASSES = {"rgb": 3, "depth": 1}, 19
@@ -57,7 +57,7 @@ class Clocked:
         return [1e3 * (b - a) for a, b in pairwise(times)]
 
 
-def by_hand(model: StreamClassifier, loader: Clocked) -> None:
+def by_hand(model: StreamModel, loader: Clocked) -> None:
     """The least that trains: AdamW, a schedule, the loss and the accuracy of the epoch."""
     optimizer = AdamW(model.parameters(), lr=1e-3)
     schedule = LambdaLR(optimizer, lambda step: 1 - step / (2 * len(loader)))
@@ -74,18 +74,18 @@ def by_hand(model: StreamClassifier, loader: Clocked) -> None:
         right += (logits.argmax(dim=1) == target).sum()
 
 
-def by_fit(model: StreamClassifier, loader: Clocked) -> None:
+def by_fit(model: StreamModel, loader: Clocked) -> None:
     """``fit`` without a folder."""
     model.fit(loader, epochs=1, accelerator="cpu", progress=False)
 
 
-def by_fit_with_logs(model: StreamClassifier, loader: Clocked) -> None:
+def by_fit_with_logs(model: StreamModel, loader: Clocked) -> None:
     """``fit`` with checkpoints, TensorBoard and CSV."""
     with tempfile.TemporaryDirectory() as folder:
         model.fit(loader, epochs=1, accelerator="cpu", progress=False, out_dir=folder)
 
 
-WAYS: dict[str, Callable[[StreamClassifier, Clocked], None]] = {
+WAYS: dict[str, Callable[[StreamModel, Clocked], None]] = {
     REFERENCE: by_hand,
     "fit": by_fit,
     "fit into a folder": by_fit_with_logs,
@@ -131,7 +131,7 @@ def make_batches(steps: int, batch_size: int, image_size: int) -> list[Batch]:
     return [few[i % len(few)] for i in range(steps)]
 
 
-def run(way: Callable[[StreamClassifier, Clocked], None], batches: Sequence[Batch]) -> list[float]:
+def run(way: Callable[[StreamModel, Clocked], None], batches: Sequence[Batch]) -> list[float]:
     """Time of each step of a fresh, small network."""
     torch.manual_seed(0)
     model = ms.create_model(streams=STREAMS, num_classes=CLASSES, width=0.125)

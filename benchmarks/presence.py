@@ -44,7 +44,7 @@ def main() -> None:
 
 def measure(share: float) -> dict[str, float]:
     """Blank that share of the samples, each in one of two streams in turn."""
-    model = ms.create_model(streams={"rgb": 3, "depth": 1}, num_classes=19)
+    model = ms.create_model(streams={"rgb": 3, "depth": 1}, num_classes=19).network
     images = [torch.randn(BATCH, channels, SIZE, SIZE) for channels in (3, 1)]
     present = torch.ones(BATCH, 2, dtype=torch.bool)
     touched = torch.arange(round(share * BATCH))

@@ -22,7 +22,7 @@ import manystream as ms
 from manystream.data.loaders import training_data
 from manystream.data.options import DataOptions
 from manystream.memory.bench import save
-from manystream.training import FitOptions, evaluate_subsets
+from manystream.training import FitOptions
 
 RESULTS = Path(__file__).parent / "results" / "robustness.json"
 DATA = DataOptions(image_size=64, num_scenes=3000, augment=False, num_workers=0)
@@ -68,7 +68,7 @@ def train_all(seeds: Iterable[int]) -> Iterable[Row]:
             )
             options = replace(options, seed=seed)
             model.fit(train, None, options)
-            subsets = evaluate_subsets(model, val, accelerator="cpu")
+            subsets = model.evaluate_subsets(val, accelerator="cpu")
             yield {
                 "training": name,
                 "seed": seed,

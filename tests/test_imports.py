@@ -29,33 +29,24 @@ HEAVY = (
 
 NOBODY: set[str] = set()
 CORE = {"functional", "presence", "streams"}
+BELOW_DATA = CORE | {"dropout", "layers", "models", "tasks", "graphs", "memory"}
 MAY_IMPORT = {
     "presence": NOBODY,
     "streams": {"presence"},
     "dropout": NOBODY,
     "functional": NOBODY,
-    "graphs": {"functional", "streams"},
     "layers": CORE,
     "models": CORE | {"layers"},
-    "memory": CORE
-    | {"graphs", "layers", "models"},  # what models stand on, to tell what each part keeps
-    "data": {"presence", "streams", "dropout"},
+    "tasks": NOBODY,
+    "graphs": {"functional", "streams"},
+    "memory": CORE | {"layers", "models", "graphs"},  # to tell what each part keeps
     "speed": {"functional", "memory"},
-    "training": {"graphs", "layers", "models", "memory", "data", "streams", "dropout"},
-    "classifier": {"models", "training"},
-    "cli": {
-        *CORE,
-        "",
-        "layers",
-        "models",
-        "memory",
-        "speed",
-        "data",
-        "training",
-        "dropout",
-        "classifier",
-    },
-    "": {*CORE, "layers", "models", "dropout", "graphs", "classifier"},
+    "data": {"presence", "streams", "dropout"},
+    "evaluation": {"presence", "streams", "dropout", "models", "tasks", "memory", "data"},
+    "training": {*BELOW_DATA, "data", "evaluation"},
+    "model": {"streams", "models", "tasks", "evaluation", "training"},
+    "cli": {*BELOW_DATA, "speed", "data", "evaluation", "training", "model", ""},
+    "": {*CORE, "dropout", "layers", "models", "tasks", "graphs", "model"},
 }
 """Rooms that each room may import from, besides itself; "" is the package's ``__init__``."""
 
@@ -118,7 +109,10 @@ def test_the_direction_of_imports(room):
         ("data", "import manystream.training.fit"),
         ("data", "def f():\n    from manystream import layers"),
         ("layers", "from manystream.models.resnet import BLOCKS"),
-        ("training", "from manystream.classifier import create_model"),
+        ("training", "from manystream.model import create_model"),
+        ("evaluation", "from manystream.training import FitOptions"),
+        ("tasks", "from manystream.models import StreamNetwork"),
+        ("models", "from manystream.tasks import Task"),
         ("training", "import manystream"),
         ("models", "if TYPE_CHECKING:\n    from manystream.training import History"),
         ("functional", "from manystream.presence import Presence"),
@@ -135,7 +129,7 @@ def test_an_import_against_the_direction_is_seen(room, source):
         ("data", "from manystream.data.sources.folder import FolderSource"),
         ("cli", "from manystream import __version__"),
         ("", "from manystream import functional, layers"),
-        ("classifier", "def f():\n    from manystream.training import fit"),
+        ("model", "def f():\n    from manystream.training import fit"),
     ],
 )
 def test_an_import_in_the_direction_is_not(room, source):

@@ -9,11 +9,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from manystream.presence import Presence, mask_from_blanked, upload
 
 Inputs = Sequence[Tensor | None] | Mapping[str, Tensor]
 """Full batches, (B, C_m, H, W) per stream: in the model's order (None: all absent) or by name."""
+
+Target = Any
+"""What the samples are to give: a tensor, or dicts, lists and tuples of tensors, each (B, ...)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,14 +30,15 @@ class StreamBatch:
         presence: who has which stream, and the order of samples.
         integrated: the integrated pathway, shape (B, C, H, W), in sorted order; None before the
             first layer.
-        target: class of each sample, shape (B,), int64, in the caller's order; None if unknown.
+        target: what each sample is to give, as its task takes it, in the caller's order: a tensor
+            (B, ...), for classification (B,), int64, or a tree of such; None if unknown.
         ids: name of each sample, B of them, in the caller's order, for messages; None if unknown.
     """
 
     streams: tuple[Tensor, ...]
     presence: Presence
     integrated: Tensor | None = None
-    target: Tensor | None = None
+    target: Target = None
     ids: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
@@ -41,14 +46,14 @@ class StreamBatch:
 
     @classmethod
     def from_full(
-        cls, inputs: Sequence[Tensor], presence: Presence, target: Tensor | None = None
+        cls, inputs: Sequence[Tensor], presence: Presence, target: Target = None
     ) -> StreamBatch:
         """Take the present rows out of full batches; an absent image is never read.
 
         Args:
             inputs: one batch per stream, shape (B, C_m, H, W).
             presence: who has which stream.
-            target: class of each sample, shape (B,), int64.
+            target: what each sample is to give, B entries in each of its tensors.
         """
         streams = tuple(_take_rows(x, presence, m) for m, x in enumerate(inputs))
         return cls(streams, presence.to(inputs[0].device), target=target)
@@ -72,8 +77,8 @@ class StreamBatch:
             kept_rows = row_of_sample[remaining[presence.samples(m)]]
             streams.append(rows.index_select(0, upload(kept_rows, rows.device)))
         target = self.target
-        if target is not None and len(remaining) < len(self):
-            target = target.index_select(0, upload(remaining, target.device))
+        if len(remaining) < len(self):
+            target = map_target(lambda t: t.index_select(0, upload(remaining, t.device)), target)
         ids = None if self.ids is None else tuple(self.ids[b] for b in remaining.tolist())
         return StreamBatch(tuple(streams), presence.to(streams[0].device), target=target, ids=ids)
 
@@ -99,13 +104,18 @@ class StreamBatch:
     def to(self, device: torch.device | str) -> StreamBatch:
         """Bring the images, the target and the indices to a device."""
         moved = self.map(lambda x: x.to(device, non_blocking=True))
-        target = None if self.target is None else self.target.to(device, non_blocking=True)
+        target = map_target(lambda t: t.to(device, non_blocking=True), self.target)
         return replace(moved, presence=self.presence.to(device), target=target)
 
     def pin_memory(self) -> StreamBatch:
         """Move the images and the target to page-locked memory."""
-        target = None if self.target is None else self.target.pin_memory()
+        target = map_target(Tensor.pin_memory, self.target)
         return replace(self.map(Tensor.pin_memory), target=target)
+
+
+def map_target(function: Callable[[Tensor], Tensor], target: Target) -> Target:
+    """Apply a function to every tensor of a target; what is no tensor stays as it is."""
+    return tree_map(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, target)
 
 
 def _take_rows(full: Tensor, presence: Presence, stream: int) -> Tensor:
@@ -121,7 +131,7 @@ def make_batch(
     *,
     present: Tensor | None = None,
     blanked_mask: Mapping[str, Tensor] | Mapping[int, Tensor] | None = None,
-    target: Tensor | None = None,
+    target: Target = None,
 ) -> StreamBatch:
     """Check what a caller hands to a network and make it compact.
 
@@ -133,7 +143,7 @@ def make_batch(
         present: True where sample b has stream m, shape (B, M), bool.
         blanked_mask: for some streams, by number or name, True where the sample lacks it,
             shape (B,), bool.
-        target: class of each sample, shape (B,), int64.
+        target: what each sample is to give, B entries in each of its tensors.
 
     Raises:
         ValueError: if a stream is unknown, streams differ in batch size, height or width, a
@@ -146,6 +156,38 @@ def make_batch(
     some = next(iter(named.values()))
     full = [named.get(n, some.new_empty(0, c, *some.shape[2:])) for n, c in in_channels.items()]
     return StreamBatch.from_full(full, Presence.from_mask(mask), target)
+
+
+def read_batch(batch: Any, in_channels: Mapping[str, int]) -> StreamBatch:
+    """Make a loader's batch compact.
+
+    Args:
+        batch: ``(stream_0, …, stream_{M-1})`` or the same with a target at the end; a dict by
+            stream name with an optional ``target``, ``present`` and ``ids``, a name per sample for
+            messages; or a :class:`StreamBatch`.
+        in_channels: name and channels of the model's streams, in its order.
+
+    Raises:
+        ValueError: if the batch has none of these shapes or does not fit the model. The target is
+            left to the task to check.
+    """
+    if isinstance(batch, StreamBatch):
+        return batch
+    if isinstance(batch, Mapping):
+        streams = dict(batch)
+        target, present = streams.pop("target", None), streams.pop("present", None)
+        ids = streams.pop("ids", None)
+        compact = make_batch(streams, in_channels, present=present, target=target)
+        return replace(compact, ids=None if ids is None else tuple(map(str, ids)))
+    num_streams = len(in_channels)
+    if not isinstance(batch, Sequence) or len(batch) not in (num_streams, num_streams + 1):
+        came = f"{len(batch)} tensors" if isinstance(batch, Sequence) else type(batch).__name__
+        raise ValueError(
+            f"a batch of the loader is {came}; expected ({', '.join(in_channels)}, target), a dict "
+            "with these keys, or a StreamBatch"
+        )
+    target = batch[num_streams] if len(batch) > num_streams else None
+    return make_batch(batch[:num_streams], in_channels, target=target)
 
 
 def _by_name(inputs: Inputs | Tensor, names: list[str]) -> dict[str, Tensor]:

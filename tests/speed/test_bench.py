@@ -3,9 +3,9 @@
 import io
 
 import pytest
+from manystream.classifier import create_model
 from rich.console import Console
 
-from manystream.classifier import create_model
 from manystream.memory.case import Case
 from manystream.speed.bench import Way, kinds_table, measure_ways, table_of, ways_of, with_ratios
 from manystream.speed.kinds import kind_of

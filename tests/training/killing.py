@@ -11,7 +11,7 @@ from manystream.data.dataset import StreamDataset
 from manystream.data.loaders import make_loader
 from manystream.data.options import DataOptions
 from manystream.data.transforms import EvalTransform, TrainTransform
-from manystream.training import FitOptions, fit
+from manystream.training import FitOptions
 from manystream.training.checkpoints import checkpoint_file
 from manystream.training.checkpoints.run_folder import RunFolder
 from manystream.training.reports.history import History
@@ -76,8 +76,8 @@ class Moments:
 
     def watch(self, model):
         """Take in every forward pass, and what writes to the disk."""
-        model.bn1.register_forward_hook(
-            lambda *_: self.pass_by("step" if model.training else "validation")
+        model.network.bn1.register_forward_hook(
+            lambda *_: self.pass_by("step" if model.network.training else "validation")
         )
         self._before(checkpoint_file, "_reach_disk", "write")
         self._before(RunFolder, "keep", "between epochs")
@@ -112,5 +112,5 @@ def run(kind, folder, resume, kill_at):
     model, moments = tiny_model(dropout=0.5), Moments(kill_at)
     moments.watch(model)
     options = FitOptions(**OPTIONS[kind])
-    fit(model, *loaders_of(kind), options, out_dir=Path(folder), resume=resume)
+    model.fit(*loaders_of(kind), options, out_dir=Path(folder), resume=resume)
     return moments.seen

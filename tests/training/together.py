@@ -1,7 +1,5 @@
 """What one of several processes does in the tests of training together."""
 
-from pathlib import Path
-
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -14,7 +12,7 @@ from manystream.data.loaders import make_loader
 from manystream.data.options import DataOptions
 from manystream.data.transforms import EvalTransform
 from manystream.layers.sync_norm import synchronise_norms
-from manystream.training import FitOptions, fit
+from manystream.training import FitOptions
 from manystream.training.distributed import average_gradients
 from tests.builders import mask_of, random_images, small_resnet
 from tests.data.builders import DEPTH, RGB, identity
@@ -98,15 +96,14 @@ def train(batch_size, changes, out=None, resume=False, kill_at=None):
     options = FitOptions(**{"epochs": 2, "sync_batchnorm": True, **CPU, **changes})
     model, moments, seen = tiny_model(), Moments(kill_at), []
     moments.watch(model)
-    model.register_forward_pre_hook(
-        lambda _, inputs: seen.append(inputs[0].presence.mask) if model.training else None
+    model.network.register_forward_pre_hook(
+        lambda _, inputs: seen.append(inputs[0].presence.mask) if model.network.training else None
     )
-    history = fit(
-        model,
+    history = model.fit(
         own_loader(batch_size),
         own_loader(batch_size, count=13, shuffle=False),
         options,
-        out_dir=out and Path(out),
+        out_dir=out,
         resume=resume,
     )
     return model.state_dict(), dict(history), seen
@@ -117,14 +114,14 @@ def train_states(batch_size, changes):
     options = FitOptions(**{**CPU, **changes})
     model, states = tiny_model(), []
     loader = own_loader(batch_size)
-    model.register_forward_pre_hook(
+    model.network.register_forward_pre_hook(
         lambda *_: (
             states.append({n: t.clone() for n, t in model.state_dict().items()})
-            if model.training
+            if model.network.training
             else None
         )
     )
-    fit(model, loader, own_loader(batch_size, count=13, shuffle=False), options)
+    model.fit(loader, own_loader(batch_size, count=13, shuffle=False), options)
     steps = len(states) // options.epochs
     return [states[-1 - steps], states[-1]]
 
@@ -133,5 +130,9 @@ def train_on_any(batch_size, shuffle):
     """Fit on a loader of torch's: weights and history."""
     model = tiny_model()
     options = FitOptions(epochs=2, **CPU)
-    history = fit(model, any_loader(batch_size, shuffle), any_loader(batch_size, False), options)
+    history = model.fit(
+        any_loader(batch_size, shuffle),
+        any_loader(batch_size, False),
+        options,
+    )
     return model.state_dict(), dict(history)

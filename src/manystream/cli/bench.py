@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from manystream.classifier import create_model
 from manystream.cli.options import BenchMemoryOptions, BenchOptions, BenchStepOptions
 from manystream.cli.output import console, fresh_path, say
 from manystream.memory.bench import (
@@ -19,6 +18,7 @@ from manystream.memory.bench import (
     with_ratios,
 )
 from manystream.memory.case import Case
+from manystream.models import StreamResNet, resnet_size
 from manystream.speed.bench import kinds_table, measure_ways, ways_of
 from manystream.speed.bench import table_of as step_table
 from manystream.speed.bench import with_ratios as step_ratios
@@ -60,17 +60,16 @@ def bench_step(options: BenchStepOptions) -> None:
 
 def _case(options: BenchOptions) -> Case:
     with torch.device("meta"):
-        model = create_model(
-            options.family,
-            depth=options.depth,
-            streams=options.streams,
+        network = StreamResNet(
+            **resnet_size(options.depth, options.width),
+            family=options.family,
+            in_channels=options.streams,
             num_classes=2,
-            width=options.width,
             dropout=options.dropout,
         )
     return Case(
         "fast",
-        model.layout,
+        network.layout,
         batch_size=options.batch_size,
         image_size=options.image_size,
         blanked=options.blanked,

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from manystream.training.evaluation.robustness import Curve
+from manystream.evaluation.conditions import Curve
 
 console = Console()
 

@@ -5,7 +5,7 @@ from manystream.models.inspection import contributions, mixing_weights
 from manystream.models.network import StreamNetwork
 from manystream.models.original import load_original
 from manystream.models.pretrained import PretrainedReport, load_pretrained_stream
-from manystream.models.resnet import StreamResNet
+from manystream.models.resnet import StreamResNet, resnet_size
 
 __all__ = [
     "FAMILIES",
@@ -17,4 +17,5 @@ __all__ = [
     "load_original",
     "load_pretrained_stream",
     "mixing_weights",
+    "resnet_size",
 ]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from manystream.layers import LinearIntegration, ScalarIntegration
-from manystream.models.resnet import StreamResNet
+from manystream.models.network import StreamNetwork
 from manystream.streams import Inputs, StreamBatch
 
 INTEGRATED = "integrated"
@@ -18,7 +18,7 @@ INTEGRATED = "integrated"
 
 
 def contributions(
-    network: StreamResNet,
+    network: StreamNetwork,
     inputs: Inputs | StreamBatch,
     present: Tensor | None = None,
     *,
@@ -56,7 +56,7 @@ def contributions(
 
 
 @torch.no_grad()
-def mixing_weights(network: StreamResNet) -> dict[str, dict[str, float]]:
+def mixing_weights(network: StreamNetwork) -> dict[str, dict[str, float]]:
     r"""Size of the learned mixing weights at every layer.
 
     Linear integration: the spectral norm of each 1×1 kernel, the most by which it can lengthen a

@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 
 from manystream.data.sampler import select_before_reading, shared
 from manystream.models import StreamNetwork
+from manystream.tasks import Task
 from manystream.training.callbacks import check_against_network, make_callbacks
 from manystream.training.checkpoints.checkpoint_file import VerifiedCheckpointIO
 from manystream.training.checkpoints.resume import check_same_network, finish
@@ -38,6 +39,7 @@ from manystream.training.trainer import trainer_session
 
 def fit(
     network: StreamNetwork,
+    task: Task,
     train_loader: Iterable[Any],
     val_loader: Iterable[Any] | None = None,
     options: FitOptions | None = None,
@@ -52,6 +54,7 @@ def fit(
 
     Args:
         network: the network, trained in place.
+        task: what it is trained on.
         train_loader: batches as :func:`read_batch` takes them. A loader of ours draws modality
             dropout before it reads an image; for any other it is drawn before the copy to the
             device.
@@ -75,11 +78,12 @@ def fit(
         KeyboardInterrupt: on Ctrl-C, after what was logged has been written.
     """
     options = options or FitOptions()
-    check_against_network(options, network, has_validation=val_loader is not None)
+    has_validation = val_loader is not None
+    check_against_network(options, network, task, train_loader, has_validation=has_validation)
     if out_dir is None:
         if resume:
             raise ValueError("resume is True, but there is no out_dir; name the run's folder")
-        return _train(network, train_loader, val_loader, options, None, None)
+        return _train(network, task, train_loader, val_loader, options, None, None)
     folder = RunFolder(out_dir)
     with folder.held(resume=resume, first=first_to_start()):
         newest = folder.newest() if resume else None
@@ -88,7 +92,7 @@ def fit(
             if newest[0] == folder.final:
                 return finish(network, newest[1])
         state = newest and newest[0]
-        return _train(network, train_loader, val_loader, options, folder, state)
+        return _train(network, task, train_loader, val_loader, options, folder, state)
 
 
 def check_fit(options: FitOptions, num_streams: int) -> None:
@@ -109,6 +113,7 @@ def check_fit(options: FitOptions, num_streams: int) -> None:
 
 def _train(
     network: StreamNetwork,
+    task: Task,
     train_loader: Iterable[Any],
     val_loader: Iterable[Any] | None,
     options: FitOptions,
@@ -118,7 +123,7 @@ def _train(
     latest = LatestBatch()
     # The trainer is made inside: an error about memory may be kept for long, and keeps none.
     return explain_out_of_memory(
-        lambda: _run(network, train_loader, val_loader, options, folder, state, latest),
+        lambda: _run(network, task, train_loader, val_loader, options, folder, state, latest),
         network,
         latest,
         options.precision,
@@ -127,6 +132,7 @@ def _train(
 
 def _run(
     network: StreamNetwork,
+    task: Task,
     train_loader: Iterable[Any],
     val_loader: Iterable[Any] | None,
     options: FitOptions,
@@ -136,10 +142,10 @@ def _run(
 ) -> History:
     dropout = options.make_dropout(network.num_streams)
     recorder = HistoryRecorder(None if folder is None else folder.path / "history.json")
-    loss = make_loss(options, network.num_classes, train_loader)
-    module = ClassifierModule(network, options, dropout=dropout, loss=loss)
+    loss = make_loss(task, options, train_loader)
+    module = ClassifierModule(network, task, options, dropout=dropout, loss=loss)
     feed = Feed(train_loader)
-    callbacks = [StepWatch(latest), *make_callbacks(options, network, recorder)]
+    callbacks = [StepWatch(latest), *make_callbacks(options, network, task, recorder)]
     if folder is not None:
         callbacks.append(_saver(folder, feed, options))
     if not network.training:  # Lightning would train it as it is

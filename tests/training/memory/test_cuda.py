@@ -5,7 +5,7 @@ import gc
 import pytest
 import torch
 
-from manystream.classifier import create_model
+from manystream.model import create_model
 from manystream.training import StepOutOfMemory
 from manystream.training.memory.batch_size import _PRECISION_SHARE, _SAFE_SHARE
 
@@ -103,8 +103,8 @@ def test_a_capture_that_runs_out_of_memory_gives_it_back():
         if torch.cuda.is_current_stream_capturing():
             torch.empty(2 * LIMIT_BYTES, dtype=torch.uint8, device="cuda")
 
-    model.register_forward_pre_hook(lambda *_: held.append(torch.cuda.memory_allocated()))
-    model.layer4.register_forward_hook(exhaust)
+    model.network.register_forward_pre_hook(lambda *_: held.append(torch.cuda.memory_allocated()))
+    model.network.layer4.register_forward_hook(exhaust)
     with pytest.warns(UserWarning, match="no CUDA graph.*out of memory"):
         history = model.fit(batches(8, 8, 8, 8), **ON_GPU)
     assert history.num_epochs == 1

@@ -1,0 +1,146 @@
+"""What a run leaves to look at: figures, and one HTML page that holds them all."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import jinja2
+from matplotlib.figure import Figure
+
+from manystream.evaluation.conditions import Robustness
+from manystream.evaluation.cost import StepCost
+from manystream.evaluation.plots import (
+    all_subsets,
+    first_quantity,
+    plot_conditions,
+    plot_costs,
+    plot_curves,
+    plot_subsets,
+)
+from manystream.evaluation.strict_json import strict_json
+from manystream.tasks import Task
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained network's record.
+
+    Attributes:
+        name: what the run is called beside others.
+        task: what it was trained on; the same for all that are compared.
+        history: what happened in each epoch; empty for a network that was only measured.
+        subsets: measurements for every subset of streams, as ``evaluate_subsets`` gives them.
+        config: what the run was told, plain values.
+        cost: what a training step of it costs, if measured.
+        robustness: measurements under further conditions, if there are any.
+    """
+
+    name: str
+    task: Task
+    history: Mapping[str, Sequence[float]]
+    subsets: Mapping[str, Mapping[str, float]]
+    config: Mapping[str, Any]
+    cost: StepCost | None = None
+    robustness: Robustness | None = None
+
+
+def write_report(runs: Sequence[Run], folder: Path, title: str) -> Path:
+    """Write figures, numbers and a self-contained ``report.html`` that shows them.
+
+    The figures are ``subsets.png`` and, for what the runs have, ``curves.png`` of the training,
+    ``conditions.png`` and ``costs.png``; the numbers are in ``subsets.json``, ``conditions.json``
+    and ``costs.json``.
+
+    Args:
+        runs: one run, or several of the same streams to compare.
+        folder: where to write; made if it does not exist.
+        title: headline of the page.
+
+    Returns:
+        Path of the page.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, values in _numbers(runs).items():
+        (folder / f"{name}.json").write_text(strict_json(values) + "\n")
+    images = {name: _png(figure) for name, figure in _figures(runs).items()}
+    for name, image in images.items():
+        (folder / f"{name}.png").write_bytes(image)
+    page = folder / "report.html"
+    encoded = {name: base64.b64encode(image).decode() for name, image in images.items()}
+    rendered = _template().render(
+        title=title,
+        runs=runs,
+        quantities=runs[0].task.quantities(),
+        first=first_quantity(runs)[0],
+        subsets=all_subsets(runs),
+        speeds=_speeds(runs),
+        images=encoded,
+    )
+    page.write_text(rendered, encoding="utf-8")
+    return page
+
+
+@dataclass(frozen=True)
+class _Speed:
+    """How fast a run trained: samples per second of all its processes, by epoch."""
+
+    name: str
+    num_processes: int
+    first: float
+    median: float
+
+
+def _speeds(runs: Sequence[Run]) -> list[_Speed]:
+    """Of the runs whose histories say so; an epoch that was resumed after its last batch does not.
+
+    The first epoch is slower than the others by what is set up in it.
+    """
+    speeds = []
+    for run in runs:
+        epochs = [v for v in run.history.get("train_samples_per_second", []) if math.isfinite(v)]
+        if epochs:
+            number = int(run.history["num_processes"][-1])
+            speeds.append(_Speed(run.name, number, epochs[0], median(epochs)))
+    return speeds
+
+
+def _numbers(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
+    """What each file of numbers holds, by the runs' names; an empty one is not written."""
+    files: dict[str, dict[str, Any]] = {
+        "subsets": {run.name: run.subsets for run in runs},
+        "conditions": {run.name: asdict(r) for run in runs if (r := run.robustness) is not None},
+        "costs": {run.name: asdict(run.cost) for run in runs if run.cost is not None},
+    }
+    return {name: values for name, values in files.items() if values}
+
+
+def _figures(runs: Sequence[Run]) -> dict[str, Figure]:
+    figures = {"subsets": plot_subsets(runs)}
+    if any(run.robustness for run in runs):
+        figures["conditions"] = plot_conditions(runs)
+    if any(run.history for run in runs):
+        figures["curves"] = plot_curves(runs)
+    if any(run.cost for run in runs):
+        figures["costs"] = plot_costs(runs)
+    return figures
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()
+
+
+def _template() -> jinja2.Template:
+    loader = jinja2.PackageLoader("manystream.evaluation", "templates")
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.get_template("report.html.jinja")
