@@ -28,9 +28,11 @@ HEAVY = (
 )
 
 NOBODY: set[str] = set()
-CORE = {"functional", "presence", "streams"}
+CORE = {"choices", "extras", "functional", "presence", "streams"}
 BELOW_DATA = CORE | {"dropout", "layers", "models", "tasks", "graphs", "memory"}
 MAY_IMPORT = {
+    "choices": NOBODY,
+    "extras": NOBODY,
     "presence": NOBODY,
     "streams": {"presence"},
     "dropout": NOBODY,
@@ -41,10 +43,10 @@ MAY_IMPORT = {
     "graphs": {"functional", "streams"},
     "memory": CORE | {"layers", "models", "graphs"},  # to tell what each part keeps
     "speed": {"functional", "memory"},
-    "data": {"presence", "streams", "dropout"},
-    "evaluation": {"presence", "streams", "dropout", "models", "tasks", "memory", "data"},
+    "data": {"choices", "extras", "presence", "streams", "dropout"},
+    "evaluation": {"extras", "streams", "dropout", "models", "tasks", "memory", "data"},
     "training": {*BELOW_DATA, "data", "evaluation"},
-    "model": {"streams", "models", "tasks", "evaluation", "training"},
+    "model": {"choices", "streams", "models", "tasks", "evaluation", "training"},
     "cli": {*BELOW_DATA, "speed", "data", "evaluation", "training", "model", ""},
     "": {*CORE, "dropout", "layers", "models", "tasks", "graphs", "model"},
 }

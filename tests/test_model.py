@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -202,22 +201,6 @@ def test_no_file(tmp_path):
             ms.load_model(path)
 
 
-OLD = Path(__file__).parent / "saved" / "model_without_digest.safetensors"
-"""Written when a model was a ResNet that classifies, with one layout for all."""
-
-
-def test_a_file_from_before_networks_had_tasks():
-    model, state = ms.load_model(OLD), load_file(OLD)
-    assert isinstance(model.task, Classification)
-    assert model.classes == ("bed", "desk", "sofa")
-    assert model.preprocessing["size"] == [32, 32]
-    assert model.held_out == {"val_share": 0.3, "split_seed": 7}
-    assert model.network.layout["widths"] == (2, 2, 2, 2)
-    own = model.network.state_dict()
-    assert own.keys() == state.keys()
-    assert all(torch.equal(own[name], tensor) for name, tensor in state.items())
-
-
 def test_a_state_dict_is_taken_from_the_network_or_the_model():
     model = scrambled(tiny_model())
     for state in (model.state_dict(), model.network.state_dict()):
@@ -247,3 +230,15 @@ def test_a_network_of_ones_own_says_that_it_cannot_be_written(tmp_path):
     with pytest.raises(ValueError, match="Own does not say how it is built"):
         model.save(tmp_path / "m.safetensors")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_task_that_nobody_has_imported_is_named(tmp_path, monkeypatch):
+    path = tmp_path / "m.safetensors"
+    model = tiny_model()
+    monkeypatch.setattr(Classification, "name", "ages")
+    model.save(path)
+    monkeypatch.undo()
+    with pytest.raises(
+        ValueError, match=r"m\.safetensors .*'ages'.*import the module that defines"
+    ):
+        ms.load_model(path)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import fields, replace
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from manystream.choices import check_names, names_checked
 from manystream.models import StreamNetwork, StreamResNet, load_pretrained_stream, resnet_size
 from manystream.models.memory_modes import MemoryMode
+from manystream.models.model_file import NoModelFileError, read_model_file, write_model_file
 from manystream.streams import Inputs, StreamBatch
 from manystream.tasks import Classification, Task, load_task
 
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
 
 NETWORKS = {"resnet": StreamResNet}
 """Networks that a model file can name."""
-
-_METADATA = "manystream"
 
 _logger = logging.getLogger(__name__)
 
@@ -117,17 +117,15 @@ class StreamModel(nn.Module):
         Returns:
             Loss, metrics and dropout probability of every epoch.
         """
-        from manystream.training import FitOptions, fit
+        from manystream.training import fit
 
-        options = replace(options, **changes) if options else FitOptions(**changes)
-        folder = None if out_dir is None else Path(out_dir)
         return fit(
             self.network,
             self.task,
             train_loader,
             val_loader,
-            options,
-            out_dir=folder,
+            _with_changes(options, changes, self.fit),
+            out_dir=None if out_dir is None else Path(out_dir),
             resume=resume,
         )
 
@@ -150,9 +148,9 @@ class StreamModel(nn.Module):
         Returns:
             Samples per batch, with a margin.
         """
-        from manystream.training import FitOptions, find_batch_size
+        from manystream.training import find_batch_size
 
-        options = replace(options, **changes) if options else FitOptions(**changes)
+        options = _with_changes(options, changes, self.find_batch_size)
         return find_batch_size(self.network, self.task, loader, options, largest=largest)
 
     def evaluate(
@@ -237,21 +235,16 @@ class StreamModel(nn.Module):
         Raises:
             ValueError: if the network does not say how it is built.
         """
-        from safetensors.torch import save_file
-
         sections = {
             "network": self.network.to_dict(),
             "task": {"type": self.task.name, **self.task.to_dict()},
             "preprocessing": self.preprocessing,
             "held_out": self.held_out,
         }
-        state = self.network.state_dict()
-        tensors = {name: t.detach().cpu().contiguous() for name, t in state.items()}
-        partial = Path(path).with_suffix(".partial")
-        save_file(tensors, partial, metadata={_METADATA: json.dumps(sections)})
-        partial.replace(path)
+        write_model_file(Path(path), sections, self.network.state_dict())
 
 
+@names_checked
 def create_model(
     family: str = "li_net3",
     *,
@@ -300,7 +293,13 @@ def create_model(
         dropout=dropout,
         memory=memory,
     )
-    for stream, source in (pretrained or {}).items():
+    pretrained = {} if pretrained is None else pretrained
+    if not isinstance(pretrained, Mapping):
+        raise ValueError(
+            f"pretrained is {pretrained!r}; expected weights by stream, for example "
+            'pretrained={"rgb": "resnet18.pth"}'
+        )
+    for stream, source in pretrained.items():
         _logger.warning("stream %r: %s", stream, load_pretrained_stream(network, stream, source))
     return StreamModel(network, task)
 
@@ -314,42 +313,53 @@ def load_model(path: str | Path) -> StreamModel:
     Raises:
         ValueError: if the file is not one of ours, or is damaged, or its task is unknown.
     """
-    from safetensors import SafetensorError, safe_open
-
-    if not Path(path).is_file():
-        raise ValueError(f"no model file at {path}; expected a model.safetensors")
+    sections, state = read_model_file(Path(path))
     try:
-        with safe_open(path, framework="pt") as file:
-            sections = _sections(json.loads((file.metadata() or {})[_METADATA]))
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{path} is not a model file of manystream, or it is damaged ({error}); expected the "
-            "model.safetensors that training wrote"
-        ) from error
-    layout = dict(sections["network"])
-    network = NETWORKS[layout.pop("type")](**layout)
+        sections = _sections(sections)
+        return StreamModel(
+            _network(sections["network"], state),
+            load_task(sections["task"]),
+            preprocessing=sections["preprocessing"],
+            held_out=sections.get("held_out"),
+        )
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise NoModelFileError(Path(path), error) from error
+
+
+def _with_changes(
+    options: FitOptions | None, changes: Mapping[str, Any], method: Callable[..., Any]
+) -> FitOptions:
+    """Options with some fields changed by name, as a method was called with.
+
+    Raises:
+        TypeError: if there is no field, nor an argument of the method, of a name.
+    """
+    from manystream.training import FitOptions
+
+    known = [field.name for field in fields(FitOptions)] + list(signature(method).parameters)
+    check_names(changes, known, method.__name__)
+    return replace(options, **changes) if options else FitOptions(**changes)
+
+
+def _network(section: Mapping[str, Any], state: Mapping[str, Tensor]) -> StreamNetwork:
+    """Build the network that a section describes, and give it its weights."""
+    layout = {name: value for name, value in section.items() if name != "type"}
+    network = NETWORKS[section["type"]](**layout)
     network.to(next(t.dtype for t in state.values() if t.is_floating_point()))
     network.load_state_dict(state)
-    return StreamModel(
-        network,
-        load_task(sections["task"]),
-        preprocessing=sections["preprocessing"],
-        held_out=sections["held_out"],
-    )
+    return network
 
 
-def _sections(described: dict[str, Any]) -> dict[str, Any]:
+def _sections(described: Mapping[str, Any]) -> Mapping[str, Any]:
     """The sections of a file; those before there were such held a ResNet that classifies."""
-    if "network" in described:
+    if "layout" not in described:
         return described
     layout = described["layout"]
     task = {"num_classes": layout["num_classes"], "classes": described["classes"]}
     return {
+        **described,
         "network": {"type": "resnet", **layout},
         "task": {"type": Classification.name, **task},
-        "preprocessing": described["preprocessing"],
-        "held_out": described.get("held_out"),
     }
 
 

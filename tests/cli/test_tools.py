@@ -88,3 +88,11 @@ def test_bench_memory_prints_and_writes_ratios(tmp_path, capsys) -> None:
     assert rows[0]["memory_ratio"] == 1
     Image.open(out / "memory.png").verify()
     assert "balanced" in capsys.readouterr().out
+
+
+def test_compare_takes_modality_dropout_from_a_stream_alone(tmp_path) -> None:
+    words = ("--fit.modality_dropout=true", "--fit.modality_dropout_rate=0.4", "--fit.epochs=1")
+    out = tmp_path / "compared"
+    families = ("--families", "[single_stream]", "--data.streams=[rgb]")
+    assert status("compare", "--out", out, *families, *SCENES, *QUICK, *words) == 0
+    assert json.loads((out / "subsets.json").read_text()).keys() == {"rgb alone"}

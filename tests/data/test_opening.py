@@ -162,7 +162,7 @@ def test_unlabelled_depth_is_converted_for_a_model_in_metres(tmp_path):
         ({"val_share": 1.0}, r"--data\.val_share is 1\.0"),
         ({"split_seed": -1}, r"--data\.split_seed is -1; expected 0 or more"),
         ({"max_pixels": 0}, r"--data\.max_pixels is 0; expected at least 1"),
-        ({"units": {"depth": "km"}}, r"--data\.units gives depth in 'km'; expected one of m, dm"),
+        ({"units": {"depth": "km"}}, r"--data\.units of depth is 'km'; expected one of m, dm"),
         (
             {"units": {"ir": "mm"}, "kinds": {"ir": "other"}},
             r"--data\.units gives ir in mm, but --data\.kinds says other",

@@ -2,7 +2,7 @@
 
 import sys
 
-from manystream.cli.main import main
+from manystream.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -18,6 +18,7 @@ from manystream.evaluation.report import Run, write_report
 from manystream.model import create_model
 from manystream.streams import StreamBatch
 from manystream.tasks import Classification
+from manystream.training.recipe.dropout_options import dropout_off
 
 
 def compare(options: CompareOptions) -> None:
@@ -56,7 +57,7 @@ def _run(name: str, family: str, data: TrainingData, options: CompareOptions, fo
     if len(data.in_channels) == 1:  # there is no other stream to survive on
         fit = replace(
             fit,
-            modality_dropout=False,
+            **dropout_off(),
             subset_accuracy_every=0,
             freeze_patience=None,
             balance_penalty=0.0,

@@ -26,6 +26,7 @@ from manystream.cli.evaluate import evaluate
 from manystream.cli.inspect import inspect
 from manystream.cli.memory import command_to_try
 from manystream.cli.nearest import NearestParser, option_names
+from manystream.cli.no_code import MODE, check_keys
 from manystream.cli.options import (
     BenchMemoryOptions,
     BenchStepOptions,
@@ -40,6 +41,7 @@ from manystream.cli.output import complain
 from manystream.cli.predict import predict
 from manystream.cli.prepare import prepare
 from manystream.cli.train import train
+from manystream.extras import MissingExtraError, train_extra
 from manystream.training.memory.out_of_memory import StepOutOfMemory
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], int | None]]] = {
@@ -77,19 +79,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: words of the command line; those of the process by default.
 
     Returns:
-        Exit status: 0; 1 if a check found something; 2 on bad input, or if a file cannot be read
-        or written; 3 if training does not fit into memory; 130 after Ctrl-C.
+        Exit status: 0; 1 if a check found something; 2 on bad input, if a file cannot be read
+        or written, or a package is missing; 3 if training does not fit into memory; 130 after
+        Ctrl-C.
     """
     words = sys.argv[1:] if arguments is None else arguments
     parser = build_parser()
+    try:
+        check_keys(word.partition("=")[0].lstrip("-") for word in words if word.startswith("--"))
+    except ValueError as error:
+        parser.error(str(error))
     parsed = parser.parse_args(_normalised(words))
     name = _command(parsed)
     options_class, run = COMMANDS[name]
     try:
         values = parser.instantiate(parsed)[name.replace(" ", ".")].as_dict()
         values.pop("config", None)
-        return run(options_class(**values)) or 0
-    except (ValueError, OSError) as error:
+        with train_extra():
+            return run(options_class(**values)) or 0
+    except (ValueError, OSError, MissingExtraError) as error:
         complain(f"error: {error}")
         return 2
     except StepOutOfMemory as error:
@@ -109,17 +117,20 @@ def build_parser() -> ArgumentParser:
         description="Networks on several image streams that survive a missing sensor.",
         version=__version__,
         allow_abbrev=False,
+        parser_mode=MODE,
     )
     parser.known = [known for options, _ in COMMANDS.values() for known in option_names(options)]
     groups = {"": parser.add_subcommands(title="commands", metavar="COMMAND")}
     for group, description in GROUPS.items():
-        inner = ArgumentParser(description=description)
+        inner = ArgumentParser(description=description, parser_mode=MODE)
         groups[""].add_subcommand(group, inner, help=description)
         groups[group] = inner.add_subcommands(title="commands", metavar="COMMAND")
     for name, (options, _) in COMMANDS.items():
         group, _, word = name.rpartition(" ")
         description = cleandoc(options.__doc__ or "").partition("\n\nRaises:")[0]
-        command = NearestParser(description=description, usage=f"manystream {name} [options]")
+        command = NearestParser(
+            description=description, usage=f"manystream {name} [options]", parser_mode=MODE
+        )
         command.known = list(option_names(options))
         command.add_argument(
             "--config", action="config", help="YAML file with any of these options."

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
-from difflib import get_close_matches
 from typing import NoReturn, get_type_hints
 
 from jsonargparse import ArgumentParser
+
+from manystream.choices import did_you_mean
 
 _UNKNOWN = re.compile(r"(?:unrecognized arguments: --|does not accept option ')([\w.]+)")
 
@@ -35,8 +36,7 @@ def with_nearest(message: str, known: Iterable[str]) -> str:
         'unrecognized arguments: --fit.epoch 3; did you mean fit.epochs?'
     """
     found = _UNKNOWN.search(message)
-    near = get_close_matches(found[1], known, n=1) if found else []
-    return f"{message}; did you mean {near[0]}?" if near else message
+    return message + did_you_mean(found[1], known) if found else message
 
 
 def option_names(options: type, prefix: str = "") -> Iterator[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from manystream.choices import check_choices
 from manystream.data.image import MAX_PIXELS
 from manystream.data.options import DataOptions, OnError
 from manystream.data.units import LengthUnit
@@ -20,7 +21,11 @@ from manystream.training import FitOptions
 
 @dataclass
 class ResNetOptions:
-    """Size of the network."""
+    """Size of the network.
+
+    Raises:
+        ValueError: if a value is none of its choices.
+    """
 
     depth: int = 18
     """Layers of the ResNet: 18, 34, 50 or 101."""
@@ -31,6 +36,9 @@ class ResNetOptions:
     memory: MemoryMode = "fast"
     """What a training step keeps: from left to right less memory and more time, and the same
     gradients."""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
 
 @dataclass
@@ -48,6 +56,7 @@ class ModelOptions(ResNetOptions):
     """Weights of an ordinary ResNet for some streams, as {stream: file}."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         with torch.device("meta"):  # Takes no memory; an error is to come before all work.
             create_model(
                 self.family,
@@ -100,7 +109,11 @@ class EvaluateOptions:
 
 @dataclass
 class PredictOptions:
-    """Write the class probabilities of a folder of images."""
+    """Write the class probabilities of a folder of images.
+
+    Raises:
+        ValueError: if a value is none of its choices.
+    """
 
     model: Path
     """The model.safetensors that training wrote."""
@@ -119,6 +132,9 @@ class PredictOptions:
     depth in metres."""
     max_pixels: int = MAX_PIXELS
     """Height times width above which an image is not decoded and counts as unreadable."""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
 
 @dataclass
@@ -213,6 +229,7 @@ class BenchOptions(ResNetOptions):
     """Folder for the numbers; runs/bench-<what>-<date>-<time> by default."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, value in (("batch_size", self.batch_size), ("steps", self.steps)):
             if value < 1:
                 raise ValueError(f"--{name} is {value}; expected at least 1")

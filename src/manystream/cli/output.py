@@ -7,8 +7,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+from manystream.extras import train_extra
+
+with train_extra():
+    from rich.console import Console
+    from rich.table import Table
 
 from manystream.evaluation.conditions import Curve
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from manystream.choices import check_choices
 from manystream.data.augmentation import Augmentation
 from manystream.data.image import MAX_PIXELS
 from manystream.data.source import StreamKind
-from manystream.data.units import METRES_PER, LengthUnit
+from manystream.data.units import LengthUnit
 
 Report = Callable[[str], None]
 """Takes a line that the user should see."""
@@ -27,7 +28,7 @@ class DataOptions:
     """Where images come from and how they are fed.
 
     Raises:
-        ValueError: if a value is out of its range.
+        ValueError: if a value is out of its range, or none of its choices.
     """
 
     root: Path | None = None
@@ -90,6 +91,7 @@ class DataOptions:
     is drawn for a sample in both places."""
 
     def __post_init__(self) -> None:
+        check_choices(self, "--data.")
         for name in ("image_size", "batch_size", "num_scenes", "max_pixels"):
             value = getattr(self, name)
             if value != "auto" and value < 1:
@@ -117,11 +119,6 @@ class DataOptions:
 
     def _check_streams_described(self) -> None:
         for stream, unit in (self.units or {}).items():
-            if unit not in METRES_PER:
-                raise ValueError(
-                    f"--data.units gives {stream} in {unit!r}; expected one of "
-                    f"{', '.join(METRES_PER)}"
-                )
             if (kind := (self.kinds or {}).get(stream, "depth")) != "depth":
                 raise ValueError(
                     f"--data.units gives {stream} in {unit}, but --data.kinds says {kind}; "

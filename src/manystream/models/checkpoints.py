@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from manystream.extras import train_extra
+
 _NESTED = ("state_dict", "model_state_dict", "model")
 _WRAPPER = "module."  # torch.nn.DataParallel and DistributedDataParallel
 
@@ -62,8 +64,9 @@ def _read_file(path: Path) -> Any:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    with train_extra():
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
 
     try:
         tensors: dict[str, Tensor] = load_file(path)

@@ -7,6 +7,7 @@ from functools import partial
 
 from torch import nn
 
+from manystream.choices import did_you_mean
 from manystream.layers import IntegrationRule, LinearIntegration, NormLayer, ScalarIntegration
 from manystream.layers.integration import kaiming_uniform_
 
@@ -55,5 +56,8 @@ def family(name: str) -> Family:
         ValueError: if there is none of that name.
     """
     if name not in FAMILIES:
-        raise ValueError(f"unknown family {name!r}; expected one of {', '.join(FAMILIES)}")
+        raise ValueError(
+            f"unknown family {name!r}; expected one of {', '.join(FAMILIES)}"
+            f"{did_you_mean(name, FAMILIES)}"
+        )
     return FAMILIES[name]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from manystream.choices import did_you_mean
 from manystream.models.checkpoints import read_state_dict
 from manystream.models.resnet import StreamResNet
 
@@ -65,6 +66,7 @@ def load_pretrained_stream(
         raise ValueError(
             f"pretrained names stream {stream!r}; "
             f"this model's are {', '.join(network.stream_names)}"
+            f"{did_you_mean(stream, network.stream_names)}"
         )
     if network.joins_inputs:
         raise ValueError(

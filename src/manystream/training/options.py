@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from manystream.choices import check_choices
 from manystream.dropout import ModalityDropout
 from manystream.training.aids.options import AidOptions
 from manystream.training.recipe.best import BestOptions
@@ -31,7 +32,8 @@ class FitOptions(
     """How a network is trained.
 
     Raises:
-        ValueError: if a number is out of its range.
+        ValueError: if a number is out of its range, a value is none of its choices, or options
+            contradict each other.
     """
 
     gradient_clip: float | None = None
@@ -59,6 +61,7 @@ class FitOptions(
     """Whether to show a progress bar."""
 
     def __post_init__(self) -> None:
+        check_choices(self)
         for group in FitOptions.__bases__:
             group.__post_init__(self)  # type: ignore[attr-defined]
         check_above_zero(self, "gradient_clip")

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.fabric.plugins import CheckpointIO
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
+from manystream.models.model_file import content_digest
 from manystream.training.checkpoints.nest import put_together, take_apart
 
 _FORMAT = "manystream checkpoint 1"
@@ -38,7 +36,7 @@ def write_checkpoint(content: Mapping[str, Any], path: Path) -> None:
     """
     tree, tensors = take_apart(dict(content))
     text = json.dumps(tree, allow_nan=False)
-    metadata = {"format": _FORMAT, "tree": text, "digest": _digest(text, tensors)}
+    metadata = {"format": _FORMAT, "tree": text, "digest": content_digest(text, tensors)}
     partial = partial_of(path)
     try:
         save_file(tensors, partial, metadata)
@@ -70,7 +68,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} is no checkpoint of a training run; expected one of those in its folder "
             "checkpoints"
         )
-    if metadata["digest"] != _digest(metadata["tree"], tensors):
+    if metadata["digest"] != content_digest(metadata["tree"], tensors):
         raise DamagedCheckpointError(f"{path} is damaged: its checksum does not match")
     content: dict[str, Any] = put_together(json.loads(metadata["tree"]), tensors)
     return content
@@ -96,15 +94,6 @@ class VerifiedCheckpointIO(CheckpointIO):
 
     def remove_checkpoint(self, path: str | Path) -> None:
         Path(path).unlink(missing_ok=True)
-
-
-def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _reach_disk(path: Path) -> None:

@@ -3,14 +3,15 @@
 # Annotations are not postponed: the command line reads these fields from another module.
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 from torch import Tensor
 
+from manystream.choices import check_choices
 from manystream.training.recipe.averaging import WeightAverage
 from manystream.training.recipe.parts import network_of
-from manystream.training.recipe.ranges import check_at_least, check_one_of, check_share
+from manystream.training.recipe.ranges import check_at_least, check_share
 
 Monitor = Literal[
     "val_mean_class_accuracy",
@@ -41,7 +42,7 @@ class BestOptions:
     then what is validated and kept; null has none."""
 
     def __post_init__(self) -> None:
-        check_one_of(self, "monitor", get_args(Monitor))
+        check_choices(self)
         check_at_least(self, 1, "early_stopping_patience")
         check_share(self, "ema_decay")
 

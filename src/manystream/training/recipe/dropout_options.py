@@ -1,7 +1,8 @@
 """What a run can be told about modality dropout."""
 
 # Annotations are not postponed: the command line reads these fields from another module.
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 from manystream.dropout import ModalityDropout, Schedule
 
@@ -11,7 +12,8 @@ class ModalityDropoutOptions:
     """Which streams training samples lose at random.
 
     Raises:
-        ValueError: if a number is out of its range.
+        ValueError: if a number is out of its range, or something is said of modality dropout that
+            is off.
     """
 
     modality_dropout: bool = False
@@ -34,6 +36,25 @@ class ModalityDropoutOptions:
         rate = self.modality_dropout_rate
         fewest = len(rate) if isinstance(rate, list) else self.modality_dropout_max_blanked + 1
         self.build_dropout(max(fewest, 2), seed=0)
+        if not self.modality_dropout:
+            self._check_nothing_said()
+
+    def _check_nothing_said(self) -> None:
+        said = {
+            name: value
+            for name, default in dropout_off().items()
+            if (value := getattr(self, name)) != default
+        }
+        rate = self.modality_dropout_rate
+        if not any(rate if isinstance(rate, list) else [rate]):
+            said.pop("modality_dropout_rate", None)
+        if said:
+            settings = ", ".join(f"{name} is {value}" for name, value in said.items())
+            raise ValueError(
+                f"{settings}, but modality_dropout is off, so nothing would use it; set "
+                "modality_dropout to true (at a rate of 0 it takes nothing away), or leave the "
+                "other out"
+            )
 
     def build_dropout(self, num_streams: int, seed: int) -> ModalityDropout:
         """Modality dropout of a network with ``num_streams`` streams.
@@ -51,3 +72,8 @@ class ModalityDropoutOptions:
             stratified=self.modality_dropout_stratified,
             seed=seed,
         )
+
+
+def dropout_off() -> dict[str, Any]:
+    """Give the options of a run without modality dropout, all at their defaults."""
+    return {field.name: field.default for field in fields(ModalityDropoutOptions)}

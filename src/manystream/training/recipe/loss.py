@@ -3,10 +3,11 @@
 # Annotations are not postponed: the command line reads these fields from another module.
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
+from manystream.choices import check_choices
 from manystream.tasks import StepLoss, Task
-from manystream.training.recipe.ranges import check_at_least, check_one_of, check_share
+from manystream.training.recipe.ranges import check_at_least, check_share
 
 Loss = Literal["cross_entropy", "focal"]
 
@@ -30,13 +31,13 @@ class LossOptions:
     class's frequency in training, 1 on average."""
 
     def __post_init__(self) -> None:
-        check_one_of(self, "loss", get_args(Loss))
+        check_choices(self)
         check_at_least(self, 0, "focal_gamma")
         check_share(self, "label_smoothing")
         weights = self.class_weights
-        if isinstance(weights, str):
-            check_one_of(self, "class_weights", ("balanced",))
-        elif weights is not None and (not all(w >= 0 for w in weights) or not any(weights)):
+        if weights is None or isinstance(weights, str):
+            return
+        if not all(w >= 0 for w in weights) or not any(weights):
             raise ValueError(f"class_weights is {weights}; expected numbers from 0, one above 0")
 
 

@@ -2,15 +2,18 @@
 
 # Annotations are not postponed: the command line reads these fields from another module.
 import math
+import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from importlib import import_module
+from importlib import import_module, metadata
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
+from manystream.choices import did_you_mean
 from manystream.models import StreamNetwork
 from manystream.training.recipe.parts import named_parts, part_names
 from manystream.training.recipe.ranges import check_above_zero, check_at_least
@@ -139,11 +142,41 @@ def _look_up(
         return optimizer, {}
     if optimizer in _KNOWN:
         return _KNOWN[optimizer]
-    module, _, name = optimizer.rpartition(".")
+    return _class_at(optimizer), {}
+
+
+def _class_at(path: str) -> type[Optimizer]:
+    """Find a class of an optimizer; nothing that is none is called.
+
+    Raises:
+        ValueError: if there is none at the path.
+    """
+    module, _, name = path.rpartition(".")
     try:
-        return getattr(import_module(module), name), {}
+        found = getattr(_import_installed(module), name)
     except (ValueError, ImportError, AttributeError):
         raise ValueError(
-            f"unknown optimizer {optimizer!r}; expected one of {', '.join(_KNOWN)}, or the path of "
-            "a class, for example torch.optim.RAdam"
+            f"unknown optimizer {path!r}; expected one of {', '.join(_KNOWN)}, or the path of a "
+            "class in an installed package, for example torch.optim.RAdam"
+            f"{did_you_mean(path, _KNOWN)}"
         ) from None
+    if not (isinstance(found, type) and issubclass(found, Optimizer)):
+        raise ValueError(
+            f"optimizer {path!r} is no subclass of torch.optim.Optimizer; expected one, for "
+            "example torch.optim.RAdam"
+        )
+    return found
+
+
+def _import_installed(name: str) -> ModuleType:
+    """Import a module of an installed package: an import runs code, and the name may be anyone's.
+
+    Raises:
+        ImportError: if it is of no such package, and nobody has imported it yet.
+    """
+    if name in sys.modules:
+        return sys.modules[name]
+    package = name.partition(".")[0]
+    if package not in metadata.packages_distributions():
+        metadata.distribution(package)  # Installed for editing, a package lists no modules.
+    return import_module(name)

@@ -40,14 +40,3 @@ def check_share(options: Any, *names: str) -> None:
         value = getattr(options, name)
         if value is not None and not 0 <= value < 1:
             raise ValueError(f"{name} is {value}; expected [0, 1)")
-
-
-def check_one_of(options: Any, name: str, choices: tuple[str, ...]) -> None:
-    """Refuse what is not one of ``choices``; the command line does so by itself.
-
-    Raises:
-        ValueError: naming the option and the choices.
-    """
-    value = getattr(options, name)
-    if value not in choices:
-        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(choices)}")

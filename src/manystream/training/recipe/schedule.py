@@ -5,12 +5,13 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, OneCycleLR, ReduceLROnPlateau
 
-from manystream.training.recipe.ranges import check_at_least, check_one_of
+from manystream.choices import check_choices
+from manystream.training.recipe.ranges import check_at_least
 
 LearningRateSchedule = Literal["cosine", "step", "one_cycle", "plateau", "constant"]
 
@@ -23,7 +24,7 @@ class ScheduleOptions:
     """How long a run is, and how its learning rate moves.
 
     Raises:
-        ValueError: if a number is out of its range.
+        ValueError: if a number is out of its range, or a value is none of its choices.
     """
 
     epochs: int = 30
@@ -45,9 +46,9 @@ class ScheduleOptions:
     """Epochs without improvement that plateau lets pass."""
 
     def __post_init__(self) -> None:
+        check_choices(self)
         check_at_least(self, 1, "epochs")
         check_at_least(self, 0, "warmup_epochs", "final_learning_rate", "plateau_patience")
-        check_one_of(self, "schedule", get_args(LearningRateSchedule))
         if not 0 < self.learning_rate_factor < 1:
             raise ValueError(
                 f"learning_rate_factor is {self.learning_rate_factor}; expected between 0 and 1"
