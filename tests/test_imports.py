@@ -153,3 +153,7 @@ def test_importing_the_package_needs_torch_and_numpy_only():
 
 def test_what_a_process_loads_is_seen():
     assert {"PIL", "yaml"} <= loaded_by("import yaml, PIL.Image")
+
+
+def test_evaluation_needs_no_trainer():
+    assert loaded_by("import manystream.evaluation").isdisjoint({"lightning", "pytorch_lightning"})

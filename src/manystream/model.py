@@ -313,9 +313,9 @@ def load_model(path: str | Path) -> StreamModel:
     Raises:
         ValueError: if the file is not one of ours, or is damaged, or its task is unknown.
     """
-    sections, state = read_model_file(Path(path))
+    described, state = read_model_file(Path(path))
     try:
-        sections = _sections(sections)
+        sections = _sections(described)
         return StreamModel(
             _network(sections["network"], state),
             load_task(sections["task"]),

@@ -23,21 +23,27 @@ def model():
 
 
 @torch.no_grad()
-def asked_again(model, present, rate, seed):
+def asked_again(model, present, rate, seed, batch_size):
     """Mean class accuracy of a network that is shown the drawn streams themselves."""
     *images, target = easy_samples(len(present), seed=7)
-    kept = ModalityDropout(2, rate, seed=seed).draw(present)
+    dropout, parts = ModalityDropout(2, rate, seed=seed), []
+    for number, part in enumerate(present.split(batch_size)):
+        dropout.begin(number)  # every batch is drawn anew
+        parts.append(dropout.draw(part))
+    kept = torch.cat(parts)
     right = model(images, present=kept).argmax(dim=1) == target
     return torch.stack([right[target == c].float().mean() for c in range(3)]).mean().item()
 
 
+@pytest.mark.parametrize("batch_size", [30, 8])
 @pytest.mark.parametrize("words", ["11", "11 01 10"])
-def test_it_is_what_the_network_says_of_the_drawn_streams(model, words):
+def test_it_is_what_the_network_says_of_the_drawn_streams(model, words, batch_size):
     present = mask_of(words).repeat(30, 1)[:30]
-    batches = dict_batches(tuple_batches(30, 30, seed=7), present)
+    parts = zip(tuple_batches(30, batch_size, seed=7), present.split(batch_size), strict=True)
+    batches = [dict_batches([batch], part)[0] for batch, part in parts]
     curve = model.evaluate_conditions(batches, only_loss(loss_draws=1, seed=5), **CPU).random_loss
     assert [point["rate"] for point in curve] == RATES
-    expected = [asked_again(model, present, rate, 5) for rate in RATES]
+    expected = [asked_again(model, present, rate, 5, batch_size) for rate in RATES]
     assert [point["mean_class_accuracy"] for point in curve] == pytest.approx(expected)
 
 

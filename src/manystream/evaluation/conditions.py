@@ -169,16 +169,13 @@ def evaluate_conditions(
                 changed = corruption.apply(batch, generator)
                 measurement.update(answer(network, changed), batch.target)
         measured = {name: m.compute() for name, m in by_subset.items()}
-        everything = next(iter(measured.values()))
-        if not everything:
+        intact = next(iter(measured.values()))
+        if not intact:
             raise ValueError("the loader has no sample; expected at least one")
-        curves = _curves(
-            network, corruptions, [m.compute() for m in corrupted], {"level": 0.0, **everything}
-        )
         return Robustness(
             {name: values for name, values in measured.items() if values},
             at_random.compute(),
-            curves,
+            _by_kind(network.stream_names, corruptions, [m.compute() for m in corrupted], intact),
             metric=task.primary_metric,
         )
 
@@ -304,16 +301,17 @@ def _corruption(
     return Corruption(kind, stream, level, preprocessing.streams[stream].kind, black)
 
 
-def _curves(
-    network: StreamNetwork,
+def _by_kind(
+    names: Sequence[str],
     corruptions: Iterable[Corruption],
     measured: Iterable[Measured],
     intact: Measured,
 ) -> dict[CorruptionKind, dict[str, list[Measured]]]:
     """Measurements by kind, stream and level; each begins with the images as they are."""
-    curves: dict[CorruptionKind, dict[str, list[Measured]]] = {}
+    points: dict[CorruptionKind, dict[str, list[Measured]]] = {}
     for corruption, values in zip(corruptions, measured, strict=True):
-        by_stream = curves.setdefault(corruption.kind, {})
-        points = by_stream.setdefault(network.stream_names[corruption.stream], [intact])
-        points.append({"level": corruption.level, **values})
-    return curves
+        of_stream = points.setdefault(corruption.kind, {}).setdefault(
+            names[corruption.stream], [{"level": 0.0, **intact}]
+        )
+        of_stream.append({"level": corruption.level, **values})
+    return points

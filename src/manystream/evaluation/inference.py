@@ -64,7 +64,7 @@ def inferring(network: StreamNetwork, accelerator: str) -> Iterator[torch.device
         device = home
     try:
         network.to(device).eval()
-        with torch.inference_mode():
+        with torch.no_grad():
             yield device
     finally:
         network.to(home)
@@ -120,7 +120,9 @@ def read(
 
 def answer(network: StreamNetwork, batch: StreamBatch) -> Tensor:
     """Outputs of a network in the caller's order, (B, ...), float32."""
-    output: Tensor = network(batch)
+    # Not around the loader: what a data set keeps of a pass could not be trained on later.
+    with torch.inference_mode():
+        output: Tensor = network(batch)
     return output.float()
 
 
