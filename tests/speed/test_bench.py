@@ -3,10 +3,10 @@
 import io
 
 import pytest
-from manystream.classifier import create_model
 from rich.console import Console
 
 from manystream.memory.case import Case
+from manystream.models import StreamResNet, resnet_size
 from manystream.speed.bench import Way, kinds_table, measure_ways, table_of, ways_of, with_ratios
 from manystream.speed.kinds import kind_of
 
@@ -15,7 +15,8 @@ BASELINES = "benchmarks/baselines.py"
 
 @pytest.fixture(scope="module")
 def rows():
-    layout = create_model(streams={"rgb": 3, "depth": 1}, num_classes=2, width=0.0625).layout
+    streams = {"rgb": 3, "depth": 1}
+    layout = StreamResNet(**resnet_size(18, 0.0625), in_channels=streams, num_classes=2).layout
     case = Case("fast", layout, batch_size=3, image_size=(32, 32), device="cpu", steps=3)
     cases = [Case("masked in-place", layout, BASELINES, 3, (32, 32), device="cpu", steps=3), case]
     unknown = Case("no such way", layout, BASELINES, 3, (32, 32), device="cpu", steps=3)
