@@ -45,7 +45,7 @@ Norms = Callable[[nn.Module], nn.Module]
 Step = Callable[[list[Tensor], Tensor, Tensor], None]
 """From images, presence and classes to gradients."""
 
-MakeStep = Callable[[ms.StreamResNet], Step]
+MakeStep = Callable[[ms.models.StreamNetwork], Step]
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -149,7 +149,7 @@ def _eager_step(network: nn.Module) -> Step:
     return step
 
 
-def _graphed_step(network: ms.StreamResNet, *, average: bool = False) -> Step:
+def _graphed_step(network: ms.models.StreamNetwork, *, average: bool = False) -> Step:
     """The same replayed from CUDA graphs."""
     graphed = ms.GraphedStep(network, F.cross_entropy)
 
@@ -191,7 +191,7 @@ def _seconds(step: Callable[[], None], steps: int) -> float:
     return perf_counter() - start
 
 
-def _network(case: Case) -> ms.StreamResNet:
+def _network(case: Case) -> ms.models.StreamNetwork:
     torch.manual_seed(0)
     return network_of(case)
 

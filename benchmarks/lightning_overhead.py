@@ -25,7 +25,7 @@ from harness.cases import NUM_CLASSES, STREAMS
 from harness.results import Row, load, parser_of, save
 from harness.tables import Cell, console, number, table_of
 from harness.timing import in_turns
-from manystream.classifier import StreamClassifier
+from manystream.model import StreamModel
 
 WARM_UP = 10
 REFERENCE = "loop by hand"
@@ -56,7 +56,7 @@ class Clocked:
         return [1e3 * (b - a) for a, b in pairwise(times)]
 
 
-def by_hand(model: StreamClassifier, loader: Clocked) -> None:
+def by_hand(model: StreamModel, loader: Clocked) -> None:
     """Do the least that trains: AdamW, a schedule, the loss and the accuracy of the epoch."""
     optimizer = AdamW(model.parameters(), lr=1e-3)
     schedule = LambdaLR(optimizer, lambda step: 1 - step / (2 * len(loader)))
@@ -72,18 +72,18 @@ def by_hand(model: StreamClassifier, loader: Clocked) -> None:
         right += (logits.argmax(dim=1) == target).sum()
 
 
-def by_fit(model: StreamClassifier, loader: Clocked) -> None:
+def by_fit(model: StreamModel, loader: Clocked) -> None:
     """Call ``fit`` without a folder."""
     model.fit(loader, epochs=1, accelerator="cpu", progress=False)
 
 
-def by_fit_with_logs(model: StreamClassifier, loader: Clocked) -> None:
+def by_fit_with_logs(model: StreamModel, loader: Clocked) -> None:
     """Call ``fit`` with checkpoints, TensorBoard and CSV."""
     with tempfile.TemporaryDirectory() as folder:
         model.fit(loader, epochs=1, accelerator="cpu", progress=False, out_dir=folder)
 
 
-WAYS: dict[str, Callable[[StreamClassifier, Clocked], None]] = {
+WAYS: dict[str, Callable[[StreamModel, Clocked], None]] = {
     REFERENCE: by_hand,
     "fit": by_fit,
     "fit into a folder": by_fit_with_logs,
@@ -146,7 +146,7 @@ def make_batches(steps: int, batch_size: int, image_size: int) -> list[Batch]:
     return [few[i % len(few)] for i in range(steps)]
 
 
-def run(way: Callable[[StreamClassifier, Clocked], None], batches: Sequence[Batch]) -> list[float]:
+def run(way: Callable[[StreamModel, Clocked], None], batches: Sequence[Batch]) -> list[float]:
     """Return the time of each step of a fresh, small network."""
     torch.manual_seed(0)
     loader = Clocked(batches)

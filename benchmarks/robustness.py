@@ -21,7 +21,7 @@ from harness.results import Row, load, parser_of, save
 from harness.tables import console
 from manystream.data.loaders import training_data
 from manystream.data.options import DataOptions
-from manystream.training import FitOptions, evaluate_subsets
+from manystream.training import FitOptions
 
 DATA = DataOptions(image_size=64, num_scenes=3000, augment=False, num_workers=0)
 WIDTH = 0.125
@@ -71,7 +71,7 @@ def train_all(seeds: Iterable[int]) -> Iterator[Row]:
             )
             options = replace(options, seed=seed)
             model.fit(train, None, options)
-            subsets = evaluate_subsets(model, val, accelerator="cpu")
+            subsets = model.evaluate_subsets(val, accelerator="cpu")
             yield {
                 "training": name,
                 "seed": seed,

@@ -12,8 +12,9 @@ import manystream as ms
 from manystream.cli.output import print_subsets
 from manystream.data.loaders import training_data
 from manystream.data.options import DataOptions
-from manystream.training import FitOptions, evaluate_subsets
-from manystream.training.reports.report import Run, write_report
+from manystream.evaluation.report import Run, write_report
+from manystream.tasks import Classification
+from manystream.training import FitOptions
 
 OUT = Path("demo")
 DATA = DataOptions(image_size=64, num_scenes=3000, augment=False)
@@ -43,9 +44,10 @@ def train(name: str, options: FitOptions) -> Run:
     print(f"\nTraining {name}")
     data = training_data(DATA)
     torch.manual_seed(options.seed)  # both begin with the same weights
-    model = ms.create_model(streams=data.in_channels, num_classes=len(data.classes), width=0.25)
+    task = Classification(classes=data.classes)
+    model = ms.create_model(streams=data.in_channels, task=task, width=0.25)
     history = model.fit(data.train, data.val, options)
-    return Run(name, history, evaluate_subsets(model, data.val), asdict(options))
+    return Run(name, task, history, model.evaluate_subsets(data.val), asdict(options))
 
 
 if __name__ == "__main__":

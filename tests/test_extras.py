@@ -62,7 +62,7 @@ import torch
 import manystream as ms
 
 batches = [(torch.zeros(2, 3, 16, 16), torch.zeros(2, 1, 16, 16), torch.tensor([0, 1]))]
-model = ms.StreamClassifier(layers=(1, 1, 1, 1), widths=(2, 2, 2, 2), num_classes=2)
+model = ms.create_model(streams=[3, 1], num_classes=2, width=0.03)
 print(tuple(model(list(batches[0][:2])).shape))
 path = {path!r}
 for call in {calls!r}:

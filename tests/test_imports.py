@@ -28,43 +28,26 @@ HEAVY = (
 )
 
 NOBODY: set[str] = set()
-CORE = {"choices", "extras", "functional", "presence", "streams"}
+CORE = {"choices", "extras", "functional", "presence", "batch"}
+BELOW_DATA = CORE | {"dropout", "layers", "models", "tasks", "graphs", "memory"}
 MAY_IMPORT = {
     "choices": NOBODY,
     "extras": NOBODY,
     "presence": NOBODY,
-    "streams": {"presence"},
+    "batch": {"presence"},
     "dropout": NOBODY,
     "functional": NOBODY,
-    "graphs": {"functional", "streams"},
     "layers": CORE,
     "models": CORE | {"layers"},
-    "memory": CORE | {"layers", "models"},  # what models stand on, to tell what each part keeps
-    "data": {"choices", "extras", "presence", "streams", "dropout"},
-    "training": {
-        "choices",
-        "extras",
-        "graphs",
-        "layers",
-        "models",
-        "memory",
-        "data",
-        "streams",
-        "dropout",
-    },
-    "classifier": {"choices", "models", "training"},
-    "cli": {
-        *CORE,
-        "",
-        "layers",
-        "models",
-        "memory",
-        "data",
-        "training",
-        "dropout",
-        "classifier",
-    },
-    "": {*CORE, "layers", "models", "dropout", "graphs", "classifier"},
+    "tasks": NOBODY,
+    "graphs": {"functional", "batch"},
+    "memory": CORE | {"layers", "models", "graphs"},  # to tell what each part keeps
+    "data": {"choices", "extras", "presence", "batch", "dropout"},
+    "evaluation": {"extras", "batch", "dropout", "models", "tasks", "memory", "data"},
+    "training": {*BELOW_DATA, "data", "evaluation"},
+    "model": {"choices", "batch", "models", "tasks", "evaluation", "training"},
+    "cli": {*BELOW_DATA, "data", "evaluation", "training", "model", ""},
+    "": {*CORE, "dropout", "layers", "models", "tasks", "graphs", "model"},
 }
 """Rooms that each room may import from, besides itself; "" is the package's ``__init__``."""
 
@@ -127,7 +110,10 @@ def test_the_direction_of_imports(room):
         ("data", "import manystream.training.fit"),
         ("data", "def f():\n    from manystream import layers"),
         ("layers", "from manystream.models.resnet import BLOCKS"),
-        ("training", "from manystream.classifier import create_model"),
+        ("training", "from manystream.model import create_model"),
+        ("evaluation", "from manystream.training import FitOptions"),
+        ("tasks", "from manystream.models import StreamNetwork"),
+        ("models", "from manystream.tasks import Task"),
         ("training", "import manystream"),
         ("models", "if TYPE_CHECKING:\n    from manystream.training import History"),
         ("functional", "from manystream.presence import Presence"),
@@ -144,7 +130,7 @@ def test_an_import_against_the_direction_is_seen(room, source):
         ("data", "from manystream.data.sources.folder import FolderSource"),
         ("cli", "from manystream import __version__"),
         ("", "from manystream import functional, layers"),
-        ("classifier", "def f():\n    from manystream.training import fit"),
+        ("model", "def f():\n    from manystream.training import fit"),
     ],
 )
 def test_an_import_in_the_direction_is_not(room, source):
@@ -166,3 +152,7 @@ def test_importing_the_package_needs_torch_and_numpy_only():
 
 def test_what_a_process_loads_is_seen():
     assert {"PIL", "yaml"} <= loaded_by("import yaml, PIL.Image")
+
+
+def test_evaluation_needs_no_trainer():
+    assert loaded_by("import manystream.evaluation").isdisjoint({"lightning", "pytorch_lightning"})

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import manystream as ms
+from manystream.tasks import Classification
 from tests.training.builders import tiny_model
 
 OLD = Path(__file__).parent / "saved/model_without_digest.safetensors"
@@ -20,8 +21,9 @@ OLD = Path(__file__).parent / "saved/model_without_digest.safetensors"
 
 
 def saved(path) -> Path:
-    model = tiny_model(widths=(2, 2, 2, 2))
-    model.classes, model.preprocessing = ("bed", "desk", "sofa"), {"size": [32, 32]}
+    task = Classification(classes=["bed", "desk", "sofa"])
+    model = tiny_model(widths=(2, 2, 2, 2), task=task)
+    model.preprocessing = {"size": [32, 32]}
     model.held_out = {"val_share": 0.3, "split_seed": 7}
     model.save(path)
     return path
@@ -29,7 +31,7 @@ def saved(path) -> Path:
 
 def contents(model) -> tuple:
     state = {name: (t.dtype, tuple(t.shape), t.tolist()) for name, t in model.state_dict().items()}
-    known = (model.layout, model.classes, model.preprocessing, model.held_out)
+    known = (model.network.layout, model.classes, model.preprocessing, model.held_out)
     return state, json.dumps(known)
 
 
@@ -87,7 +89,7 @@ def test_damage_to_a_file_without_a_digest_is_no_traceback(tmp_path):
 def test_a_file_from_before_still_loads(caplog):
     model = ms.load_model(OLD).eval()
     weights = load_file(OLD)
-    state = model.state_dict()
+    state = model.network.state_dict()
     assert state.keys() == weights.keys()
     assert all(torch.equal(state[name], weights[name]) for name in weights)
     assert model.classes == ("bed", "desk", "sofa")
@@ -96,7 +98,7 @@ def test_a_file_from_before_still_loads(caplog):
         "streams": [{"name": "rgb", "mean": [0.1, 1 / 3]}],
     }
     assert model.held_out == {"val_share": 0.3, "split_seed": 7}
-    assert model.dropout.p == 0.25
+    assert model.network.dropout.p == 0.25
     images = [torch.linspace(-1, 1, 2 * c * 32 * 32).view(2, c, 32, 32) for c in (3, 1)]
     expected = torch.tensor(
         [

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import manystream as ms
 from harness.baselines import BASELINES, COMPILED
-from manystream.models import StreamResNet
+from manystream.models import StreamNetwork
 from manystream.models.memory_modes import MemoryMode
 
 Precision = Literal["fp32", "tf32", "bf16"]
@@ -85,16 +85,16 @@ class Case:
         return self.name in BASELINES
 
 
-def network_of(case: Case) -> StreamResNet:
+def network_of(case: Case) -> StreamNetwork:
     """Build the network of a case, on its device, in training."""
-    model = ms.create_model(
+    network = ms.create_model(
         case.family,
         depth=case.depth,
         width=case.width,
         streams=case.streams,
         num_classes=NUM_CLASSES,
-    )
-    return model.to(case.device).train()
+    ).network
+    return network.to(case.device).train()
 
 
 def modes(case: Case, *, graphs: bool = False) -> list[Case]:

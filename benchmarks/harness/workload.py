@@ -39,7 +39,7 @@ class Workload:
         self.network = network_of(case)
         self._baseline = BASELINES[case.name](self.network) if case.is_baseline else None
         if self._baseline is None:
-            self.network.memory = case.name  # type: ignore[assignment]
+            self.network.memory = case.name
         parameters = self.network.parameters()
         self._optimizer = torch.optim.SGD(parameters, lr=1e-3, momentum=0.9, fused=True)
         self.images = [self._noise(channels) for channels in case.streams.values()]

@@ -1,10 +1,10 @@
 """Networks on several image streams that survive a missing sensor and train in less memory."""
 
-from manystream import functional, layers, models
+from manystream import functional, layers, models, tasks
 from manystream.batch import StreamBatch
-from manystream.classifier import StreamClassifier, create_model, load_model
 from manystream.dropout import ModalityDropout
 from manystream.graphs import GraphedStep
+from manystream.model import StreamModel, create_model, load_model
 from manystream.models import StreamResNet
 from manystream.presence import Presence
 
@@ -15,11 +15,12 @@ __all__ = [
     "ModalityDropout",
     "Presence",
     "StreamBatch",
-    "StreamClassifier",
+    "StreamModel",
     "StreamResNet",
     "create_model",
     "functional",
     "layers",
     "load_model",
     "models",
+    "tasks",
 ]

@@ -16,6 +16,9 @@ from manystream.presence import Presence, Views, mask_from_blanked, upload
 Inputs = Sequence[Tensor | None] | Mapping[str, Tensor]
 """Full batches, (B, C_m, H, W) per stream: in the model's order (None: all absent) or by name."""
 
+Target = Any
+"""What the samples are to give: a tensor, or dicts, lists and tuples of tensors, each (B, ...)."""
+
 
 _NOT_GIVEN: Any = None
 """Full views, made of the presence."""
@@ -31,8 +34,8 @@ class StreamBatch:
         presence: who has which stream, and the order of samples.
         integrated: the integrated pathway, shape (V, C, ...), a row for each view; None before the
             first layer.
-        target: of each sample, in the caller's order: a tensor whose first side is B, or a tree
-            (dict, list, tuple) of such; None if unknown.
+        target: what each sample is to give, as its task takes it, in the caller's order: a tensor
+            (B, ...), for classification (B,), int64, or a tree of such; None if unknown.
         ids: name of each sample, B of them, in the caller's order, for messages; None if unknown.
         views: with which subsets of its streams each sample is seen; by default its full view.
 
@@ -43,7 +46,7 @@ class StreamBatch:
     streams: tuple[Tensor, ...]
     presence: Presence
     integrated: Tensor | None = None
-    target: Any = None
+    target: Target = None
     ids: tuple[str, ...] | None = None
     views: Views = field(default=_NOT_GIVEN)
 
@@ -60,14 +63,14 @@ class StreamBatch:
 
     @classmethod
     def from_full(
-        cls, inputs: Sequence[Tensor], presence: Presence, target: Any = None
+        cls, inputs: Sequence[Tensor], presence: Presence, target: Target = None
     ) -> StreamBatch:
         """Take the present rows out of full batches; an absent image is never read.
 
         Args:
             inputs: one batch per stream, shape (B, C_m, ...); one of no rows where all are absent.
             presence: who has which stream.
-            target: of each sample, see :class:`StreamBatch`.
+            target: what each sample is to give, B entries in each of its tensors.
 
         Raises:
             ValueError: if there are not as many streams or samples as ``presence`` says.
@@ -96,7 +99,7 @@ class StreamBatch:
             streams.append(select(rows, row_of_sample[remaining[presence.samples(m)]]))
         target = self.target
         if len(remaining) < len(self):
-            target = tree_map_only(Tensor, lambda t: select(t, remaining), target)
+            target = map_target(lambda t: select(t, remaining), target)
         ids = None if self.ids is None else tuple(self.ids[b] for b in remaining.tolist())
         return StreamBatch(tuple(streams), presence, target=target, ids=ids)
 
@@ -132,7 +135,7 @@ class StreamBatch:
 
         return replace(
             self.map(move),
-            target=tree_map_only(Tensor, move, self.target),
+            target=map_target(move, self.target),
             views=self.views.to(device),
         )
 
@@ -140,7 +143,7 @@ class StreamBatch:
         """Move the images and the target to page-locked memory."""
         return replace(
             self.map(Tensor.pin_memory),
-            target=tree_map_only(Tensor, Tensor.pin_memory, self.target),
+            target=map_target(Tensor.pin_memory, self.target),
         )
 
 
@@ -155,6 +158,11 @@ def _check_count(number: int, presence: Presence) -> None:
             f"there are {number} streams, and the presence has {presence.num_streams}; expected a "
             "tensor for each, of no rows where nobody has it"
         )
+
+
+def map_target(function: Callable[[Tensor], Tensor], target: Target) -> Target:
+    """Apply a function to every tensor of a target; what is no tensor stays as it is."""
+    return tree_map_only(Tensor, function, target)
 
 
 def _take_rows(full: Tensor, presence: Presence, stream: int) -> Tensor:
@@ -192,7 +200,7 @@ def make_batch(
     *,
     present: Tensor | None = None,
     blanked_mask: Mapping[str, Tensor] | Mapping[int, Tensor] | None = None,
-    target: Tensor | None = None,
+    target: Target = None,
 ) -> StreamBatch:
     """Check what a caller hands to a network and make it compact.
 
@@ -204,7 +212,7 @@ def make_batch(
         present: True where sample b has stream m, shape (B, M), bool.
         blanked_mask: for some streams, by number or name, True where the sample lacks it,
             shape (B,), bool.
-        target: class of each sample, shape (B,), int64.
+        target: what each sample is to give, B entries in each of its tensors.
 
     Raises:
         ValueError: if a stream is unknown, streams differ in batch size, height or width, a
@@ -217,6 +225,38 @@ def make_batch(
     some = next(iter(named.values()))
     full = [named.get(n, some.new_empty(0, c, *some.shape[2:])) for n, c in in_channels.items()]
     return StreamBatch.from_full(full, Presence.from_mask(mask), target)
+
+
+def read_batch(batch: Any, in_channels: Mapping[str, int]) -> StreamBatch:
+    """Make a loader's batch compact.
+
+    Args:
+        batch: ``(stream_0, …, stream_{M-1})`` or the same with a target at the end; a dict by
+            stream name with an optional ``target``, ``present`` and ``ids``, a name per sample for
+            messages; or a :class:`StreamBatch`.
+        in_channels: name and channels of the model's streams, in its order.
+
+    Raises:
+        ValueError: if the batch has none of these shapes or does not fit the model. The target is
+            left to the task to check.
+    """
+    if isinstance(batch, StreamBatch):
+        return batch
+    if isinstance(batch, Mapping):
+        streams = dict(batch)
+        target, present = streams.pop("target", None), streams.pop("present", None)
+        ids = streams.pop("ids", None)
+        compact = make_batch(streams, in_channels, present=present, target=target)
+        return replace(compact, ids=None if ids is None else tuple(map(str, ids)))
+    num_streams = len(in_channels)
+    if not isinstance(batch, Sequence) or len(batch) not in (num_streams, num_streams + 1):
+        came = f"{len(batch)} tensors" if isinstance(batch, Sequence) else type(batch).__name__
+        raise ValueError(
+            f"a batch of the loader is {came}; expected ({', '.join(in_channels)}, target), a dict "
+            "with these keys, or a StreamBatch"
+        )
+    target = batch[num_streams] if len(batch) > num_streams else None
+    return make_batch(batch[:num_streams], in_channels, target=target)
 
 
 def _by_name(inputs: Inputs | Tensor, names: list[str]) -> dict[str, Tensor]:

@@ -7,9 +7,9 @@ import pytest
 import torch
 import yaml
 
-from manystream.classifier import create_model
 from manystream.cli.main import build_parser
 from manystream.cli.options import TrainOptions
+from manystream.model import create_model
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
@@ -32,7 +32,7 @@ def test_every_configuration_is_taken_as_it_is_written(path):
         model = create_model(
             **asdict(options.model), streams={"rgb": 3, "depth": 1}, num_classes=19
         )
-    options.fit.make_dropout(model.num_streams)
+    options.fit.make_dropout(model.network.num_streams)
 
 
 def test_the_published_figures_of_sun_rgbd():
@@ -54,8 +54,8 @@ def test_the_widths_are_three_quarters():
         model = create_model(
             **asdict(options.model), streams={"rgb": 3, "depth": 1}, num_classes=19
         )
-    assert model.conv1.streams[0].weight.shape == (48, 3, 7, 7)
-    assert model.fc.weight.shape == (19, 384)
+    assert model.network.conv1.streams[0].weight.shape == (48, 3, 7, 7)
+    assert model.network.fc.weight.shape == (19, 384)
 
 
 def test_a_word_overrides_a_configuration():

@@ -113,7 +113,7 @@ def test_training_writes_everything(trained):
     assert len(history["val_accuracy"]) == 2
     assert history["dropout_probability"] == pytest.approx([0.2, 0.2])
     model = load_model(trained.model)
-    assert model.in_channels == {"rgb": 3, "depth": 1}
+    assert model.network.in_channels == {"rgb": 3, "depth": 1}
     assert len(model.classes) == 12
 
 

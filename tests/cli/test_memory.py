@@ -5,22 +5,22 @@ import pytest
 import torch
 import yaml
 
-from manystream.classifier import StreamClassifier
 from manystream.cli import memory
 from manystream.cli.memory import command_to_try
+from manystream.models import StreamResNet
 from tests.cli.test_main import SCENES, status, train
 
 
 def out_of_memory_above(monkeypatch, limit, modes=("fast",)):
     """Have every network's larger training steps fail as they would on a full GPU."""
-    forward = StreamClassifier.forward_batch
+    forward = StreamResNet.forward_batch
 
     def limited(self, batch):
         if self.training and len(batch) > limit and self.memory in modes:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return forward(self, batch)
 
-    monkeypatch.setattr(StreamClassifier, "forward_batch", limited)
+    monkeypatch.setattr(StreamResNet, "forward_batch", limited)
 
 
 def test_the_command_that_it_names_does_train(tmp_path, monkeypatch, capsys):

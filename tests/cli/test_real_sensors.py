@@ -63,7 +63,7 @@ def test_training_evaluates_by_subset_and_reports_the_share(root, tmp_path, caps
     assert ms.load_model(out / "model.safetensors").held_out is None
 
 
-def trained(source, preprocessing) -> ms.StreamClassifier:
+def trained(source, preprocessing) -> ms.StreamModel:
     torch.manual_seed(0)
     channels = {spec.name: spec.channels for spec in source.streams}
     model = ms.create_model("li_net3", streams=channels, num_classes=19, width=0.0625)

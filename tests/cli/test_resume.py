@@ -8,10 +8,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from manystream.classifier import StreamClassifier
 from manystream.cli.nearest import option_names
 from manystream.cli.options import TrainOptions
 from manystream.data.dataset import StreamDataset
+from manystream.model import StreamModel
 from manystream.training.checkpoints import checkpoint_file
 from manystream.training.checkpoints.run_folder import RunFolder
 from manystream.training.termination import Terminated
@@ -97,14 +97,14 @@ def test_torchrun_passing_sigterm_on_does_not_keep_the_model_from_being_saved(
     def terminated(*_, **__):
         raise Terminated("SIGTERM ended training")
 
-    save = StreamClassifier.save
+    save = StreamModel.save
 
     def save_while_others_end(self, path):
         signal.raise_signal(signal.SIGTERM)
         save(self, path)
 
-    monkeypatch.setattr(StreamClassifier, "fit", terminated)
-    monkeypatch.setattr(StreamClassifier, "save", save_while_others_end)
+    monkeypatch.setattr(StreamModel, "fit", terminated)
+    monkeypatch.setattr(StreamModel, "save", save_while_others_end)
     assert train(tmp_path / "run") == 143
     assert (tmp_path / "run/model.safetensors").exists()
     assert "go on with: manystream train" in capsys.readouterr().out

@@ -66,7 +66,7 @@ def test_convert_writes_a_model_that_predicts_the_same(tmp_path, capsys, family)
     ours, theirs = load_model(out).eval(), load_original(state).eval()
     assert ours.stream_names == ("rgb", "depth")
     dtype = next(ours.parameters()).dtype
-    images = [torch.randn(2, c, 32, 32, dtype=dtype) for c in ours.in_channels.values()]
+    images = [torch.randn(2, c, 32, 32, dtype=dtype) for c in ours.network.in_channels.values()]
     assert torch.equal(ours(images), theirs(images))
 
 

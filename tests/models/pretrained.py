@@ -50,7 +50,7 @@ def resnet18(in_channels: int = 3, dtype: torch.dtype = torch.float32) -> dict[s
 
 
 def narrow_model(family: str = "li_net3") -> StreamResNet:
-    return create_model(family, streams={"rgb": 3, "depth": 1}, num_classes=5, width=WIDTH)
+    return create_model(family, streams={"rgb": 3, "depth": 1}, num_classes=5, width=WIDTH).network
 
 
 def snapshot(model: StreamResNet) -> dict[str, Tensor]:

@@ -106,7 +106,7 @@ def test_create_model_from_files(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     direct = narrow_model()
     for stream in ("rgb", "depth"):
         load_pretrained_stream(direct, stream, state)
-    for key, tensor in model.state_dict().items():
+    for key, tensor in model.network.state_dict().items():
         assert ".streams." not in key or torch.equal(tensor, direct.state_dict()[key]), key
     depth, rgb = (record.getMessage() for record in caplog.records)
     assert depth.startswith("stream 'depth': 120 tensors loaded; adapted")

@@ -231,7 +231,7 @@ def test_the_family_decides_the_rule_and_the_norm(
         ({"layers": (1, 0, 1, 1)}, r"layers are \(1, 0, 1, 1\)"),
         ({"widths": (4, 4, 4, 4, 4)}, r"widths \(4, 4, 4, 4, 4\); expected four"),
         ({"widths": (4, -4, 4, 4)}, r"widths \(4, -4, 4, 4\); expected four positive"),
-        ({"num_classes": 1}, "num_classes is 1; expected at least 2"),
+        ({"num_classes": 0}, "num_classes is 0; expected at least 1"),
         ({"dropout": 1.0}, r"dropout is 1.0; expected a probability in \[0, 1\)"),
         ({"dropout": -0.1}, "dropout is -0.1; expected"),
         ({"in_channels": {}}, "streams are {}; expected at least one"),

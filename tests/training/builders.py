@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from manystream.classifier import StreamClassifier
+from manystream.model import StreamModel
+from manystream.models import StreamResNet
+from manystream.tasks import Classification, Task
 from manystream.training.reports.throughput import SAMPLES_PER_SECOND
 from tests.builders import with_absent
 from tests.data.builders import DEPTH, RGB, ArraySource
@@ -16,18 +18,21 @@ NUM_CLASSES = 3
 CPU = {"accelerator": "cpu", "progress": False}
 
 
-def tiny_model(seed: int = 0, dropout: float = 0.0, **changes: Any) -> StreamClassifier:
+def tiny_model(
+    seed: int = 0, dropout: float = 0.0, task: Task | None = None, **changes: Any
+) -> StreamModel:
     """One small basic block a stage."""
+    task = task or Classification(changes.pop("num_classes", NUM_CLASSES))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         layout = {
             "layers": (1, 1, 1, 1),
             "widths": (4, 8, 8, 8),
             "in_channels": STREAMS,
-            "num_classes": NUM_CLASSES,
             "dropout": dropout,
         }
-        return StreamClassifier(**{**layout, **changes})
+        network = StreamResNet(**{**layout, **changes}, num_classes=task.num_outputs)
+        return StreamModel(network, task)
 
 
 def easy_samples(count: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -75,7 +80,7 @@ def dict_batches(
     """The same batches by name, each with this presence; what is absent is not to be looked at."""
     named = []
     for *images, target in batches:
-        mask = present[: len(target)]
+        mask = present[: len(images[0])]
         hidden = dict(zip(STREAMS, with_absent(images, mask, absent), strict=True))
         named.append({**hidden, "present": mask, "target": target})
     return named

@@ -12,7 +12,7 @@ from manystream.data.dataset import StreamDataset
 from manystream.data.loaders import make_loader
 from manystream.data.options import DataOptions
 from manystream.data.transforms import EvalTransform, TrainTransform
-from manystream.training import FitOptions, fit
+from manystream.training import FitOptions
 from manystream.training.checkpoints import checkpoint_file
 from manystream.training.checkpoints.run_folder import RunFolder
 from manystream.training.reports.history import History
@@ -84,8 +84,8 @@ class Moments:
 
     def watch(self, model):
         """Take in every forward pass, and what writes to the disk."""
-        model.bn1.register_forward_hook(
-            lambda *_: self.pass_by("step" if model.training else "validation")
+        model.network.bn1.register_forward_hook(
+            lambda *_: self.pass_by("step" if model.network.training else "validation")
         )
         self._before(checkpoint_file, "_reach_disk", "write")
         self._before(RunFolder, "keep", "between epochs")
@@ -120,7 +120,7 @@ def run(kind, folder, resume, kill_at):
     model, moments = tiny_model(dropout=0.5), Moments(kill_at)
     moments.watch(model)
     options = FitOptions(**OPTIONS[kind])
-    fit(model, *loaders_of(kind), options, out_dir=Path(folder), resume=resume)
+    model.fit(*loaders_of(kind), options, out_dir=Path(folder), resume=resume)
     return moments.seen
 
 
@@ -130,5 +130,5 @@ def run_until_sigterm(kind, folder, at):
     moments.watch(model)
     options = FitOptions(**{**OPTIONS[kind], "checkpoint_every_steps": None})
     with pytest.raises(Terminated) as ended:
-        fit(model, *loaders_of(kind), options, out_dir=Path(folder))
+        model.fit(*loaders_of(kind), options, out_dir=Path(folder))
     return ended.value.code, ended.value.message

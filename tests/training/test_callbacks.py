@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from manystream.training import FitOptions, fit
+from manystream.training import FitOptions
 from tests.training.builders import CPU, repeatable, tiny_model, tuple_batches
 
 VAL = [(torch.zeros(3, 3, 32, 32), torch.zeros(3, 1, 32, 32), torch.arange(3))]
@@ -46,11 +46,11 @@ class Cut(list):
 def test_a_run_with_everything_resumes_to_the_last_bit(tmp_path):
     options, batches = FitOptions(**EVERYTHING, **CPU), tuple_batches(24)
     whole = tiny_model(dropout=0.3)
-    expected = fit(whole, batches, VAL, options, out_dir=tmp_path / "whole")
+    expected = whole.fit(batches, VAL, options, out_dir=tmp_path / "whole")
     with pytest.raises(OSError, match="the disk is gone"):
-        fit(tiny_model(dropout=0.3), Cut(batches, 9), VAL, options, out_dir=tmp_path / "cut")
+        tiny_model(dropout=0.3).fit(Cut(batches, 9), VAL, options, out_dir=tmp_path / "cut")
     resumed = tiny_model(seed=9, dropout=0.3)
-    history = fit(resumed, batches, VAL, options, out_dir=tmp_path / "cut", resume=True)
+    history = resumed.fit(batches, VAL, options, out_dir=tmp_path / "cut", resume=True)
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
     told, expected = (repeatable(h) for h in (history, expected))
@@ -79,7 +79,9 @@ def test_accumulated_batches_are_the_joined_batch():
     joined, accumulated = trained(12, 1), trained(4, 3)
     for name, tensor in joined.items():
         torch.testing.assert_close(accumulated[name], tensor, rtol=1e-4, atol=1e-6)
-    assert not torch.allclose(joined["fc.weight"], tiny_model().fc.weight, atol=1e-4)
+    assert not torch.allclose(
+        joined["network.fc.weight"], tiny_model().network.fc.weight, atol=1e-4
+    )
 
 
 def test_the_learning_rates_of_the_published_recipe():

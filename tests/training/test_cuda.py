@@ -41,7 +41,9 @@ def test_every_precision_learns_with_clipping_and_an_average(precision, optimize
 
 def test_steps_are_fused_unless_a_loss_scaler_needs_its_hands_on_them():
     def is_fused(precision):
-        module = ClassifierModule(tiny_model(), FitOptions(precision=precision, **GPU))
+        model = tiny_model()
+        options = FitOptions(precision=precision, **GPU)
+        module = ClassifierModule(model.network, model.task, options)
         # Not seen from a step: the first ones may be left out by the loss scaler.
         session = trainer_session(
             progress=False, accelerator="gpu", max_epochs=1, precision=precision

@@ -80,10 +80,10 @@ def presence_seen(model) -> list:
     seen = []
 
     def note(_, arguments):
-        if model.training:
+        if model.network.training:
             seen.append(arguments[0].presence.mask)
 
-    model.register_forward_pre_hook(note)
+    model.network.register_forward_pre_hook(note)
     return seen
 
 
@@ -182,7 +182,7 @@ def test_what_is_left_on_disk(tmp_path):
     assert names == {"epoch-00001-batch-00000000.safetensors", "best.safetensors", FINAL}
     saved = read_checkpoint(out / "checkpoints" / FINAL)
     for name, tensor in model.state_dict().items():
-        assert torch.equal(saved["state_dict"][f"network.{name}"], tensor)
+        assert torch.equal(saved["state_dict"][name], tensor)
 
 
 def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
@@ -200,7 +200,7 @@ def test_the_same_seed_gives_the_same_weights():
 
     first, again, other = trained(3), trained(3), trained(4)
     assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not torch.equal(first["fc.weight"], other["fc.weight"])
+    assert not torch.equal(first["network.fc.weight"], other["network.fc.weight"])
 
 
 def test_training_again_with_our_own_loader_repeats_its_order():
@@ -245,7 +245,7 @@ def test_an_error_in_a_loader_is_what_comes_out():
 
 def test_a_batch_that_does_not_fit_comes_out_as_a_value_error():
     rgb, depth, target = easy_samples(4)
-    with pytest.raises(ValueError, match="targets are 0 to 11; expected 0 to 2"):
+    with pytest.raises(ValueError, match="sample 2 of the batch is 11; expected 0 to 2"):
         tiny_model().fit([(rgb, depth, target + 9 * (target > 1))], epochs=1, **CPU)
     with pytest.raises(ValueError, match="batches have no target"):
         tiny_model().fit([(rgb, depth)], epochs=1, **CPU)
@@ -287,14 +287,14 @@ def test_a_loader_without_a_length_is_scheduled_by_epoch():
 
 def test_a_model_in_evaluation_mode_is_trained_all_the_same():
     model = tiny_model().eval()
-    before = model.bn1.streams[0].running_mean.clone()
+    before = model.network.bn1.streams[0].running_mean.clone()
     model.fit(tuple_batches(8), epochs=1, **CPU)
-    assert not torch.equal(model.bn1.streams[0].running_mean, before)
+    assert not torch.equal(model.network.bn1.streams[0].running_mean, before)
 
 
 def test_frozen_parts_stay_in_evaluation_mode():
     model = tiny_model()
-    frozen = model.bn1.eval().streams[0]
+    frozen = model.network.bn1.eval().streams[0]
     before = frozen.running_mean.clone()
     with pytest.warns(UserWarning, match="in eval mode at the start of training"):
         model.fit(tuple_batches(8), epochs=1, **CPU)

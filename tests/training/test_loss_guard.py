@@ -27,7 +27,7 @@ def with_ids(batches):
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_it_stops_at_the_step_and_names_the_samples(value):
     model, seen = tiny_model(), []
-    model.register_forward_pre_hook(lambda *_: seen.append(1))
+    model.network.register_forward_pre_hook(lambda *_: seen.append(1))
     with pytest.raises(NonFiniteLossError) as caught:
         model.fit(with_ids(poisoned(value)), epochs=2, **CPU)
     message = str(caught.value)

@@ -53,7 +53,8 @@ def test_a_clipped_step_is_as_long_as_asked(precision, fused, num_batches):
 def fit_scaled(first_scale, **changes):
     """Train with a loss scaler, which Lightning by itself has on GPUs only; returns the run."""
     options = FitOptions(**{**PLAIN, "precision": "16-mixed", **changes, **CPU})
-    module = ClassifierModule(tiny_model(), options)
+    model = tiny_model()
+    module = ClassifierModule(model.network, model.task, options)
     scaler = GradScaler("cpu", init_scale=first_scale)
     session = trainer_session(
         progress=False,

@@ -18,7 +18,7 @@ from manystream.data.loaders import make_loader
 from manystream.data.options import DataOptions
 from manystream.data.transforms import EvalTransform
 from manystream.layers import synchronise_norms
-from manystream.training import FitOptions, fit, termination
+from manystream.training import FitOptions, termination
 from manystream.training.distributed import average_gradients
 from manystream.training.termination import Terminated
 from tests.builders import mask_of, random_images, small_resnet
@@ -103,15 +103,14 @@ def train(batch_size, changes, out=None, resume=False, kill_at=None):
     options = FitOptions(**{"epochs": 2, "sync_batchnorm": True, **CPU, **changes})
     model, moments, seen = tiny_model(), Moments(kill_at), []
     moments.watch(model)
-    model.register_forward_pre_hook(
-        lambda _, inputs: seen.append(inputs[0].presence.mask) if model.training else None
+    model.network.register_forward_pre_hook(
+        lambda _, inputs: seen.append(inputs[0].presence.mask) if model.network.training else None
     )
-    history = fit(
-        model,
+    history = model.fit(
         own_loader(batch_size),
         own_loader(batch_size, count=13, shuffle=False),
         options,
-        out_dir=out and Path(out),
+        out_dir=out,
         resume=resume,
     )
     return model.state_dict(), dict(history), seen
@@ -122,14 +121,14 @@ def train_states(batch_size, changes):
     options = FitOptions(**{**CPU, **changes})
     model, states = tiny_model(), []
     loader = own_loader(batch_size)
-    model.register_forward_pre_hook(
+    model.network.register_forward_pre_hook(
         lambda *_: (
             states.append({n: t.clone() for n, t in model.state_dict().items()})
-            if model.training
+            if model.network.training
             else None
         )
     )
-    fit(model, loader, own_loader(batch_size, count=13, shuffle=False), options)
+    model.fit(loader, own_loader(batch_size, count=13, shuffle=False), options)
     steps = len(states) // options.epochs
     return [states[-1 - steps], states[-1]]
 
@@ -138,7 +137,11 @@ def train_on_any(batch_size, shuffle):
     """Fit on a loader of torch's: weights and history."""
     model = tiny_model()
     options = FitOptions(epochs=2, **CPU)
-    history = fit(model, any_loader(batch_size, shuffle), any_loader(batch_size, False), options)
+    history = model.fit(
+        any_loader(batch_size, shuffle),
+        any_loader(batch_size, False),
+        options,
+    )
     return model.state_dict(), dict(history)
 
 
@@ -150,7 +153,7 @@ def train_until_sigterm(signalled, moment, out, batch_size=4):
     options = FitOptions(epochs=2, sync_batchnorm=True, modality_dropout=True, **CPU)
     validation = own_loader(batch_size, count=13, shuffle=False)
     with pytest.raises(Terminated) as ended:
-        fit(model, own_loader(batch_size), validation, options, out_dir=Path(out))
+        model.fit(own_loader(batch_size), validation, options, out_dir=Path(out))
     return ended.value.code, ended.value.message
 
 
@@ -169,7 +172,7 @@ def validate_until_sigterm(signalled):
     model.register_forward_hook(slowly)
     validation = tuple_batches(201, batch_size=1)  # the last is for one process only
     with pytest.raises(Terminated) as ended:
-        fit(model, own_loader(4), validation, FitOptions(epochs=1, **CPU))
+        model.fit(own_loader(4), validation, FitOptions(epochs=1, **CPU))
     return ended.value.code, len(validated)
 
 
@@ -186,8 +189,8 @@ class Shard(IterableDataset):
 def train_on_shards(counts):
     """Fit on an iterable data set of another length in each process."""
     model = tiny_model()
-    history = fit(
-        model, DataLoader(Shard(counts), batch_size=None), None, FitOptions(epochs=2, **CPU)
+    history = model.fit(
+        DataLoader(Shard(counts), batch_size=None), None, FitOptions(epochs=2, **CPU)
     )
     return model.state_dict(), dict(history)
 
@@ -196,5 +199,5 @@ def train_on_lists(counts):
     """Fit on a list of another length in each process: the error."""
     batches = tuple_batches(8 * counts[int(os.environ["RANK"])])
     with pytest.raises(ValueError, match="train_loader gives") as error:
-        fit(tiny_model(), batches, None, FitOptions(epochs=1, **CPU))
+        tiny_model().fit(batches, None, FitOptions(epochs=1, **CPU))
     return [str(error.value)]

@@ -9,7 +9,6 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from manystream.batch import StreamBatch
-from manystream.classifier import StreamClassifier
 from manystream.cli.output import say
 from manystream.cli.progress import progress_bar
 from manystream.data.dataset import StreamDataset
@@ -18,6 +17,7 @@ from manystream.data.opening import open_split
 from manystream.data.options import DataOptions
 from manystream.data.preprocessing import Preprocessing
 from manystream.data.transforms import EvalTransform
+from manystream.model import StreamModel
 from manystream.training import FitOptions
 
 
@@ -29,7 +29,7 @@ def load_training_data(options: DataOptions, fit: FitOptions) -> TrainingData:
         )
 
 
-def trained_with(model: StreamClassifier, path: Path) -> tuple[Preprocessing, tuple[str, ...]]:
+def trained_with(model: StreamModel, path: Path) -> tuple[Preprocessing, tuple[str, ...]]:
     """How a model's images were prepared in training, and its classes.
 
     Raises:
@@ -44,7 +44,7 @@ def trained_with(model: StreamClassifier, path: Path) -> tuple[Preprocessing, tu
 
 
 def evaluation_loader(
-    model: StreamClassifier, path: Path, options: DataOptions
+    model: StreamModel, path: Path, options: DataOptions
 ) -> DataLoader[StreamBatch]:
     """Batches of ``val_split``, held out and prepared as the model's images were in training."""
     preprocessing, classes = trained_with(model, path)

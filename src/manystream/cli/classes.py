@@ -7,9 +7,9 @@ from pathlib import Path
 from rich.table import Table
 
 from manystream.cli.output import console
-from manystream.training.evaluation.confusion_plot import plot_confusion
-from manystream.training.evaluation.per_class import ClassTable
-from manystream.training.reports.strict_json import strict_json
+from manystream.evaluation.per_class import ClassTable
+from manystream.evaluation.plots import plot_confusion
+from manystream.evaluation.strict_json import strict_json
 
 
 def report_classes(table: ClassTable, folder: Path) -> None:

@@ -10,15 +10,15 @@ import torch
 from rich.table import Table
 
 from manystream.batch import StreamBatch
-from manystream.classifier import create_model
 from manystream.cli.batches import load_training_data
 from manystream.cli.options import CompareOptions
 from manystream.cli.output import console, fresh_path, plain, print_subsets, say
 from manystream.data.loaders import TrainingData
+from manystream.evaluation.report import Run, write_report
 from manystream.memory.cost import measure_step
-from manystream.training import evaluate_subsets
+from manystream.model import create_model
+from manystream.tasks import Classification
 from manystream.training.recipe.dropout_options import dropout_off
-from manystream.training.reports.report import Run, write_report
 
 
 def compare(options: CompareOptions) -> None:
@@ -51,10 +51,10 @@ def _run(name: str, family: str, data: TrainingData, options: CompareOptions, fo
         family,
         **asdict(options.model),
         streams=data.in_channels,
-        num_classes=len(data.classes),
+        task=Classification(classes=data.classes),
     )
     fit = options.fit
-    if model.num_streams == 1:  # there is no other stream to survive on
+    if len(data.in_channels) == 1:  # there is no other stream to survive on
         fit = replace(
             fit,
             **dropout_off(),
@@ -63,9 +63,9 @@ def _run(name: str, family: str, data: TrainingData, options: CompareOptions, fo
             balance_penalty=0.0,
         )
     history = model.fit(data.train, data.val, fit, out_dir=folder)
-    subsets = evaluate_subsets(model, data.val, accelerator=fit.accelerator)
-    cost = measure_step(model, _first_batch(data, fit.accelerator))
-    return Run(name, history, subsets, plain(asdict(options)), cost)
+    subsets = model.evaluate_subsets(data.val, accelerator=fit.accelerator)
+    cost = measure_step(model.network, model.task, _first_batch(data, fit.accelerator))
+    return Run(name, model.task, history, subsets, plain(asdict(options)), cost)
 
 
 def _first_batch(data: TrainingData, accelerator: str) -> StreamBatch:

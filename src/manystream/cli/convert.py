@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from manystream.classifier import StreamClassifier
 from manystream.cli.options import ConvertOptions
 from manystream.cli.output import fresh_path, say
+from manystream.model import StreamModel
+from manystream.models import StreamResNet
 from manystream.models.original import read_original
+from manystream.tasks import Classification
 
 
 def convert(options: ConvertOptions) -> None:
@@ -15,11 +17,11 @@ def convert(options: ConvertOptions) -> None:
     layout = checkpoint.layout
     if options.streams is not None:
         layout["in_channels"] = _named(options.streams, layout["in_channels"])
-    model = StreamClassifier(**layout)
-    model.to(checkpoint.state["fc.weight"].dtype)
-    model.load_state_dict(checkpoint.state)
+    network = StreamResNet(**layout)
+    network.to(checkpoint.state["fc.weight"].dtype)
+    network.load_state_dict(checkpoint.state)
     out.parent.mkdir(parents=True, exist_ok=True)
-    model.save(out)
+    StreamModel(network, Classification(network.num_classes)).save(out)
     described = ", ".join(f"{name}: {value}" for name, value in layout.items())
     say(f"{out}: {described}")
     if checkpoint.left_aside:

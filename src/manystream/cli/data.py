@@ -12,7 +12,7 @@ from manystream.data.looking import Report, check, contact_sheet
 from manystream.data.opening import identified, open_source
 from manystream.data.source import Source
 from manystream.data.survey import presence_summary
-from manystream.training.reports.strict_json import strict_json
+from manystream.evaluation.strict_json import strict_json
 
 HURTS = 1
 """Exit status where training would be hurt by what was found."""

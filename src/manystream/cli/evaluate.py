@@ -7,7 +7,6 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from manystream.classifier import StreamClassifier, load_model
 from manystream.cli.batches import evaluation_loader
 from manystream.cli.options import EvaluateOptions
 from manystream.cli.output import (
@@ -17,8 +16,8 @@ from manystream.cli.output import (
     print_subsets,
     say,
 )
-from manystream.training import History
-from manystream.training.reports.report import Run, write_report
+from manystream.evaluation.report import Run, write_report
+from manystream.model import StreamModel, load_model
 
 
 def evaluate(options: EvaluateOptions) -> None:
@@ -31,14 +30,15 @@ def evaluate(options: EvaluateOptions) -> None:
         print_subsets({str(options.model): robustness.subsets})
         print_curves(robustness.curves())
         config = plain(asdict(options))
-        run = Run(model.layout["family"], History(), robustness.subsets, config, None, robustness)
+        name = getattr(model.network, "layout", {}).get("family", "network")
+        run = Run(name, model.task, {}, robustness.subsets, config, None, robustness)
         say(f"report: {write_report([run], out, f'manystream: {options.model} evaluated')}")
     else:
         loader = evaluation_loader(model, options.model, options.data)
         _print_left(model, loader, options.blanked_streams)
 
 
-def _print_left(model: StreamClassifier, loader: DataLoader[Any], blanked: list[str]) -> None:
+def _print_left(model: StreamModel, loader: DataLoader[Any], blanked: list[str]) -> None:
     """Measure the streams that are not taken away."""
     left = " + ".join(n for n in model.stream_names if n not in blanked)
     measured = {left: model.evaluate(loader, blanked_streams=blanked, progress=True)}

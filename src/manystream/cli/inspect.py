@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from manystream.classifier import load_model
 from manystream.cli.batches import evaluation_loader
 from manystream.cli.options import InspectOptions
 from manystream.cli.output import console, fresh_path, say
+from manystream.evaluation.plots import plot_layers
+from manystream.evaluation.strict_json import strict_json
+from manystream.model import load_model
 from manystream.models import contributions, mixing_weights
-from manystream.training.reports.plots import plot_layers
-from manystream.training.reports.strict_json import strict_json
 
 
 def inspect(options: InspectOptions) -> None:
@@ -19,8 +19,8 @@ def inspect(options: InspectOptions) -> None:
     model = load_model(options.model)
     batch = next(iter(evaluation_loader(model, options.model, options.data)))
     measured = {
-        "contributions": contributions(model, batch),
-        "mixing_weights": mixing_weights(model),
+        "contributions": contributions(model.network, batch),
+        "mixing_weights": mixing_weights(model.network),
     }
     out.mkdir(parents=True)
     (out / "inspection.json").write_text(strict_json(measured) + "\n")

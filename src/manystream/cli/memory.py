@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from manystream.classifier import StreamClassifier
 from manystream.cli.output import say
 from manystream.data.loaders import TrainingData
 from manystream.data.sampler import own_sampler
+from manystream.model import StreamModel
 from manystream.training import FitOptions
 
 _OPTIONS = {
@@ -40,7 +40,7 @@ def check_can_size(options: FitOptions) -> None:
         )
 
 
-def fill_memory(model: StreamClassifier, data: TrainingData, options: FitOptions) -> int:
+def fill_memory(model: StreamModel, data: TrainingData, options: FitOptions) -> int:
     """Have the loaders of a run give the largest batches whose steps fit.
 
     Args:

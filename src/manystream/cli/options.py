@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 
 from manystream.choices import check_choices
-from manystream.classifier import create_model
 from manystream.data.image import MAX_PIXELS
 from manystream.data.options import DataOptions, OnError
 from manystream.data.units import LengthUnit
+from manystream.evaluation import EvaluationOptions
+from manystream.model import create_model
 from manystream.models.families import family
 from manystream.models.memory_modes import MemoryMode
-from manystream.training import ConditionOptions, FitOptions
+from manystream.training import FitOptions
 
 
 @dataclass
@@ -97,7 +98,7 @@ class EvaluateOptions:
     blanked_streams: list[str] | None = None
     """Streams to take away, for example [depth]; only what is left is measured, and nothing is
     written."""
-    conditions: ConditionOptions = field(default_factory=ConditionOptions)
+    conditions: EvaluationOptions = field(default_factory=EvaluationOptions)
     """What to measure besides every subset."""
     out: Path | None = None
     """Folder for report, figures and numbers; runs/evaluate-<date>-<time> by default."""

@@ -14,7 +14,7 @@ with train_extra():
     from rich.console import Console
     from rich.table import Table
 
-from manystream.training.evaluation.robustness import Curve
+from manystream.evaluation.conditions import Curve
 
 # Names of classes, streams and files are printed as they are: "[/red]" ends no colour, and
 # ":cat:" is no picture.

@@ -5,10 +5,8 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from torch import Tensor
-
-from manystream.classifier import load_model
 from manystream.cli.batches import trained_with
 from manystream.cli.options import PredictOptions
 from manystream.cli.output import fresh_path, say
@@ -20,13 +18,14 @@ from manystream.data.options import DataOptions
 from manystream.data.sources.hints import StreamHints
 from manystream.data.sources.unlabelled import UnlabelledFolder
 from manystream.data.transforms import EvalTransform
+from manystream.model import load_model
 
 
 def predict(options: PredictOptions) -> None:
     """Read, predict and write."""
     out = fresh_path(options.out)
     model = load_model(options.model)
-    preprocessing, classes = trained_with(model, options.model)
+    preprocessing, _ = trained_with(model, options.model)
     hints = StreamHints(units=options.units or {}, max_pixels=options.max_pixels, options="--")
     with progress_bar("looking at images") as progress:
         source = open_unlabelled(
@@ -36,21 +35,20 @@ def predict(options: PredictOptions) -> None:
         StreamDataset(source, EvalTransform(preprocessing)),
         DataOptions(batch_size=options.batch_size, num_workers=options.num_workers),
     )
-    probabilities = model.predict(loader, progress=True)
-    _write_predictions(out, source, probabilities, classes)
+    predictions = model.predict(loader, progress=True)
+    _write_predictions(out, source, model.task.describe(predictions))
     say(f"{len(source.ids)} predictions in {out}")
 
 
 def _write_predictions(
-    path: Path, source: UnlabelledFolder, probabilities: Tensor, classes: Sequence[str]
+    path: Path, source: UnlabelledFolder, columns: Sequence[tuple[str, Sequence[Any]]]
 ) -> None:
-    best, winner = probabilities.max(dim=1)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["id", "streams", "class", "probability", *classes])
+        writer.writerow(["id", "streams", *(title for title, _ in columns)])
         for i, sample_id in enumerate(source.ids):
             has = [s.name for s, p in zip(source.streams, source.present[i], strict=True) if p]
-            every = [f"{p:.4f}" for p in probabilities[i].tolist()]
-            row = [sample_id, " + ".join(has), classes[int(winner[i])], f"{best[i]:.4f}", *every]
-            writer.writerow(row)
+            entries = [entries[i] for _, entries in columns]
+            shown = [f"{v:.4f}" if isinstance(v, float) else v for v in entries]
+            writer.writerow([sample_id, " + ".join(has), *shown])

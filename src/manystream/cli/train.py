@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-from manystream.classifier import StreamClassifier, create_model
 from manystream.cli.batches import load_training_data
 from manystream.cli.classes import report_classes
 from manystream.cli.memory import check_can_size, fill_memory
@@ -24,12 +23,13 @@ from manystream.cli.run_config import (
     read_config,
     write_config,
 )
-from manystream.training import evaluate_subsets
+from manystream.evaluation.report import Run, write_report
+from manystream.model import StreamModel, create_model
+from manystream.tasks import Classification
 from manystream.training.callbacks import check_against_network
 from manystream.training.distributed import first_to_start
 from manystream.training.fit import check_fit
 from manystream.training.loss_guard import NonFiniteLossError
-from manystream.training.reports.report import Run, write_report
 from manystream.training.termination import Terminated, sigterm_handled
 
 MODEL_FILE = "model.safetensors"
@@ -50,12 +50,13 @@ def train(options: TrainOptions) -> None:
     data = load_training_data(wanted, options.fit)
     torch.manual_seed(options.fit.seed)
     model = create_model(
-        **asdict(options.model), streams=data.in_channels, num_classes=len(data.classes)
+        **asdict(options.model),
+        streams=data.in_channels,
+        task=Classification(classes=data.classes),
     )
-    model.classes, model.preprocessing = data.classes, data.preprocessing.to_dict()
-    model.held_out = data.held_out
-    check_fit(options.fit, model.num_streams)
-    check_against_network(options.fit, model, has_validation=True)
+    model.preprocessing, model.held_out = data.preprocessing.to_dict(), data.held_out
+    check_fit(options.fit, len(data.in_channels))
+    check_against_network(options.fit, model.network, model.task, data.train, has_validation=True)
     if find_size:
         options.data.batch_size = fill_memory(model, data, options.fit)
     config = config_of(options)
@@ -67,15 +68,15 @@ def train(options: TrainOptions) -> None:
         history = model.fit(data.train, data.val, options.fit, out_dir=out, resume=options.resume)
     if not first:
         return
-    subsets = evaluate_subsets(model, data.val, accelerator=options.fit.accelerator)
+    subsets = model.evaluate_subsets(data.val, accelerator=options.fit.accelerator)
     print_subsets({options.model.family: subsets})
     report_classes(model.evaluate_classes(data.val, accelerator=options.fit.accelerator), out)
-    run = Run(options.model.family, history, subsets, config)
+    run = Run(options.model.family, model.task, history, subsets, config)
     say(f"report: {write_report([run], out, f'manystream: {out.name}')}")
 
 
 @contextmanager
-def _weights_kept(model: StreamClassifier, out: Path | None) -> Iterator[None]:
+def _weights_kept(model: StreamModel, out: Path | None) -> Iterator[None]:
     """Save the model when training ends, or a signal ends it; else there are checkpoints."""
     try:
         yield
@@ -92,7 +93,7 @@ def _weights_kept(model: StreamClassifier, out: Path | None) -> Iterator[None]:
     _save(model, out)
 
 
-def _save(model: StreamClassifier, out: Path | None) -> None:
+def _save(model: StreamModel, out: Path | None) -> None:
     if out is not None:
         model.save(out / MODEL_FILE)
         say(f"weights so far, the history and the checkpoints are in {out}")

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from statistics import median
 
 import torch
-import torch.nn.functional as F
 
 from manystream.batch import StreamBatch
 from manystream.memory.counting import peak_bytes
 from manystream.models import StreamNetwork
+from manystream.tasks import Task
 
 _WARM_UP, _STEPS = 2, 5
 
@@ -32,25 +32,25 @@ class StepCost:
     step_ms: float
 
 
-def measure_step(network: StreamNetwork, batch: StreamBatch) -> StepCost:
+def measure_step(network: StreamNetwork, task: Task, batch: StreamBatch) -> StepCost:
     """Measure training steps on one batch, on the batch's device; the network stays as it is.
 
     Args:
         network: the network.
+        task: what it is trained on.
         batch: a batch with targets.
 
     Raises:
         ValueError: if it has none.
     """
-    device, target = batch.streams[0].device, batch.target
-    if target is None:
-        raise ValueError("the batch has no target; expected one to take a loss from")
+    device = batch.streams[0].device
+    task.check_target(batch.target, len(batch), batch.ids)
     trained = copy.deepcopy(network).to(device).train()
 
     def step() -> float:
         trained.zero_grad(set_to_none=True)
         start = time.perf_counter()
-        F.cross_entropy(trained(batch), target).backward()
+        task.loss(trained(batch), batch.target).mean().backward()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return (time.perf_counter() - start) * 1000

@@ -6,7 +6,7 @@ from manystream.models.memory_modes import MemoryMode, apply_memory_mode
 from manystream.models.network import StreamNetwork
 from manystream.models.original import load_original
 from manystream.models.pretrained import PretrainedReport, load_pretrained_stream
-from manystream.models.resnet import StreamResNet
+from manystream.models.resnet import StreamResNet, resnet_size
 
 __all__ = [
     "FAMILIES",
@@ -20,4 +20,5 @@ __all__ = [
     "load_original",
     "load_pretrained_stream",
     "mixing_weights",
+    "resnet_size",
 ]

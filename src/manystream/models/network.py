@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,20 +13,22 @@ from manystream.models.memory_modes import MemoryMode, apply_memory_mode
 
 
 class StreamNetwork(nn.Module):
-    """A classifier of several image streams; subclasses define :meth:`forward_batch`.
+    """A network on several image streams; subclasses define :meth:`forward_batch`.
+
+    It knows nothing of tasks: what its outputs mean, a task says.
 
     Args:
         in_channels: channels of each stream by name, or in order (then named "0", "1", …).
-        num_classes: number of classes.
+        num_classes: outputs of its head, for classification the classes.
 
     Raises:
-        ValueError: if there is no stream, one without channels, or fewer than two classes.
+        ValueError: if there is no stream, one without channels, or no output.
     """
 
     def __init__(self, in_channels: Mapping[str, int] | Sequence[int], num_classes: int) -> None:
         super().__init__()
-        if num_classes < 2:
-            raise ValueError(f"num_classes is {num_classes}; expected at least 2")
+        if num_classes < 1:
+            raise ValueError(f"num_classes is {num_classes}; expected at least 1")
         if not isinstance(in_channels, Mapping):
             in_channels = {str(m): c for m, c in enumerate(in_channels)}
         if not in_channels or min(in_channels.values()) < 1:
@@ -68,7 +71,7 @@ class StreamNetwork(nn.Module):
         *,
         blanked_mask: Mapping[str, Tensor] | Mapping[int, Tensor] | None = None,
     ) -> Tensor:
-        """Classify a batch.
+        """Answer for a batch.
 
         Args:
             inputs: full batches, one of shape (B, C_m, H, W) per stream: a list in the model's
@@ -109,6 +112,17 @@ class StreamNetwork(nn.Module):
     def forward_batch(self, batch: StreamBatch) -> Tensor:
         """Logits of a compact batch in its sorted order, shape (B, num_classes)."""
         raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give ``type`` and the plain values that the network is built from again.
+
+        Raises:
+            ValueError: if its class does not say.
+        """
+        raise ValueError(
+            f"{type(self).__name__} does not say how it is built, which a model file holds; save "
+            "its state_dict() instead"
+        )
 
     def _check_channels(self, batch: StreamBatch) -> None:
         came = [x.shape[1] for x in batch.streams]

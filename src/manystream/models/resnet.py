@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,13 @@ BLOCKS: dict[str, type[BasicBlock] | type[Bottleneck]] = {
 
 STAGE_WIDTHS = (64, 128, 256, 512)
 
+DEPTHS: dict[int, tuple[str, tuple[int, int, int, int]]] = {
+    18: ("basic", (2, 2, 2, 2)),
+    34: ("basic", (3, 4, 6, 3)),
+    50: ("bottleneck", (3, 4, 6, 3)),
+    101: ("bottleneck", (3, 4, 23, 3)),
+}
+
 
 class StreamResNet(StreamNetwork):
     """A ResNet (v1.5) in which M streams and an integrated pathway run side by side.
@@ -39,7 +47,7 @@ class StreamResNet(StreamNetwork):
         layers: blocks of each of the four stages, for example (2, 2, 2, 2).
         widths: channels of each stage, before a bottleneck's expansion.
         in_channels: channels of each stream, by name or in order.
-        num_classes: number of classes.
+        num_classes: outputs of the head, for classification the classes.
         dropout: probability of dropping a feature before the head.
         memory: what a training step keeps, ``"fast"``, ``"balanced"``, ``"lean"`` or ``"min"``, see
             :mod:`manystream.models.memory_modes`; :attr:`memory` changes it later.
@@ -71,6 +79,15 @@ class StreamResNet(StreamNetwork):
     ) -> None:
         super().__init__(in_channels, num_classes)
         _check_layout(block, layers, widths, dropout)
+        self._layout = {
+            "family": family,
+            "block": block,
+            "layers": tuple(layers),
+            "widths": tuple(widths),
+            "in_channels": self.in_channels,
+            "num_classes": num_classes,
+            "dropout": dropout,
+        }
         rule = look_up_family(family)
         if rule.single and self.num_streams > 1:
             raise ValueError(f"family {family!r} has one stream; these are {self.in_channels}")
@@ -103,6 +120,15 @@ class StreamResNet(StreamNetwork):
         self.fc = nn.Linear(features, num_classes)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.memory = memory
+
+    @property
+    def layout(self) -> dict[str, Any]:
+        """Arguments that build the network again, with the memory mode that it is in now."""
+        return {**self._layout, "memory": self.memory}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give ``type`` and the layout."""
+        return {"type": "resnet", **self.layout}
 
     def forward_batch(self, batch: StreamBatch) -> Tensor:
         """Logits of a compact batch in its sorted order, shape (B, num_classes)."""
@@ -138,6 +164,29 @@ class StreamResNet(StreamNetwork):
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             batch = stage(batch)
             yield batch
+
+
+def resnet_size(depth: int, width: float = 1.0) -> dict[str, Any]:
+    """Arguments of a :class:`StreamResNet` of the usual depths.
+
+    Args:
+        depth: 18 or 34 (basic blocks), 50 or 101 (bottlenecks).
+        width: multiplier of the widths 64, 128, 256, 512.
+
+    Raises:
+        ValueError: if there is no such depth, or the width is not above 0.
+
+    Example:
+        >>> resnet_size(18, 0.5)
+        {'block': 'basic', 'layers': (2, 2, 2, 2), 'widths': (32, 64, 128, 256)}
+    """
+    if depth not in DEPTHS:
+        raise ValueError(f"depth is {depth}; expected one of {', '.join(map(str, DEPTHS))}")
+    if width <= 0:
+        raise ValueError(f"width is {width}; expected a multiplier above 0")
+    block, layers = DEPTHS[depth]
+    widths = tuple(max(round(w * width), 1) for w in STAGE_WIDTHS)
+    return {"block": block, "layers": layers, "widths": widths}
 
 
 def _fused(batch: StreamBatch) -> Tensor:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping
 
 from manystream.models import StreamNetwork
 from manystream.models.inspection import BalancePenalty
+from manystream.tasks import Task
 from manystream.training.aids.freezing import StreamFreezing
 from manystream.training.aids.gradient_norms import GradientNorms
 from manystream.training.aids.subset_accuracy import SubsetAccuracy
@@ -14,7 +18,7 @@ from manystream.training.loss_guard import LossGuard
 from manystream.training.options import FitOptions
 from manystream.training.recipe.averaging import WeightAverage
 from manystream.training.recipe.best import RestoreBest
-from manystream.training.recipe.loss import check_class_weights
+from manystream.training.recipe.loss import make_loss
 from manystream.training.recipe.optimizer import check_multipliers
 from manystream.training.recipe.parts import part_names, stream_modules
 from manystream.training.reports.history import HistoryRecorder
@@ -23,16 +27,22 @@ from manystream.training.reports.throughput import Throughput
 
 
 def make_callbacks(
-    options: FitOptions, network: StreamNetwork, recorder: HistoryRecorder
+    options: FitOptions, network: StreamNetwork, task: Task, recorder: HistoryRecorder
 ) -> list[pl.Callback]:
     """What watches and steers a run, but for its checkpoints.
 
     Args:
         options: how the network is trained.
         network: the network.
+        task: what it is trained on.
         recorder: takes down what the others log, and so comes after those that do.
     """
-    callbacks: list[pl.Callback] = [LossGuard(), Throughput(), *_aids(options, network), recorder]
+    callbacks: list[pl.Callback] = [
+        LossGuard(),
+        Throughput(),
+        *_aids(options, network, task),
+        recorder,
+    ]
     average = None
     if options.ema_decay is not None:
         average = WeightAverage(options.ema_decay)
@@ -45,20 +55,27 @@ def make_callbacks(
 
 
 def check_against_network(
-    options: FitOptions, network: StreamNetwork, *, has_validation: bool
+    options: FitOptions,
+    network: StreamNetwork,
+    task: Task,
+    train_loader: Iterable[Any],
+    *,
+    has_validation: bool,
 ) -> None:
     """Refuse options that do not fit the network or the data, before anything is written.
 
     Args:
         options: how the network is to be trained.
         network: the network.
+        task: what it is to be trained on.
+        train_loader: training batches, of which none is read.
         has_validation: whether there are validation batches.
 
     Raises:
         ValueError: naming the option.
     """
     check_multipliers(options.learning_rate_multipliers, part_names(network))
-    check_class_weights(options, network.num_classes)
+    make_loss(task, options, train_loader)
     check_loggers(options.loggers)
     if options.balance_penalty > 0:
         BalancePenalty(network)
@@ -71,12 +88,12 @@ def check_against_network(
         _check_without_validation(options)
 
 
-def _aids(options: FitOptions, network: StreamNetwork) -> list[pl.Callback]:
+def _aids(options: FitOptions, network: StreamNetwork, task: Task) -> list[pl.Callback]:
     names, aids = network.stream_names, list[pl.Callback]()
     if options.subset_accuracy_every:
-        aids.append(SubsetAccuracy(options.subset_accuracy_every, names, network.num_classes))
+        aids.append(SubsetAccuracy(options.subset_accuracy_every, names, task))
     if options.freeze_patience is not None:
-        aids.append(StreamFreezing(options.freeze_patience, names))
+        aids.append(StreamFreezing(options.freeze_patience, names, task))
     if options.log_gradient_norms:
         aids.append(GradientNorms())
     return aids

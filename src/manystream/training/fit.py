@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 
 from manystream.data.sampler import select_before_reading, shared
 from manystream.models import StreamNetwork
+from manystream.tasks import Task
 from manystream.training.callbacks import check_against_network, make_callbacks
 from manystream.training.checkpoints.checkpoint_file import VerifiedCheckpointIO
 from manystream.training.checkpoints.random_state import kept_random_state
@@ -43,6 +44,7 @@ _logger = logging.getLogger(__name__)
 
 def fit(
     network: StreamNetwork,
+    task: Task,
     train_loader: Iterable[Any],
     val_loader: Iterable[Any] | None = None,
     options: FitOptions | None = None,
@@ -57,6 +59,7 @@ def fit(
 
     Args:
         network: the network, trained in place.
+        task: what it is trained on.
         train_loader: batches as :func:`read_batch` takes them. A loader of ours draws modality
             dropout before it reads an image; for any other it is drawn before the copy to the
             device.
@@ -83,14 +86,15 @@ def fit(
             ends the process at once.
     """
     options = options or FitOptions()
-    check_against_network(options, network, has_validation=val_loader is not None)
+    has_validation = val_loader is not None
+    check_against_network(options, network, task, train_loader, has_validation=has_validation)
     check_lasts(train_loader, options.epochs, "train_loader")
     check_lasts(val_loader, options.epochs, "val_loader")
     if out_dir is None:
         if resume:
             raise ValueError("resume is True, but there is no out_dir; name the run's folder")
         with _termination_told(None):
-            return _train(network, train_loader, val_loader, options, None, None)
+            return _train(network, task, train_loader, val_loader, options, None, None)
     folder = RunFolder(out_dir)
     with _termination_told(folder), folder.held(resume=resume, first=first_to_start()):
         newest = folder.newest() if resume else None
@@ -99,7 +103,7 @@ def fit(
             if newest[0] == folder.final:
                 return finish(network, newest[1])
         state = newest and newest[0]
-        return _train(network, train_loader, val_loader, options, folder, state)
+        return _train(network, task, train_loader, val_loader, options, folder, state)
 
 
 def check_fit(options: FitOptions, num_streams: int) -> None:
@@ -138,6 +142,7 @@ def _termination_told(folder: RunFolder | None) -> Iterator[None]:
 
 def _train(
     network: StreamNetwork,
+    task: Task,
     train_loader: Iterable[Any],
     val_loader: Iterable[Any] | None,
     options: FitOptions,
@@ -147,7 +152,7 @@ def _train(
     latest = LatestBatch()
     # The trainer is made inside: an error about memory may be kept for long, and keeps none.
     return explain_out_of_memory(
-        lambda: _run(network, train_loader, val_loader, options, folder, state, latest),
+        lambda: _run(network, task, train_loader, val_loader, options, folder, state, latest),
         network,
         latest,
         options.precision,
@@ -156,6 +161,7 @@ def _train(
 
 def _run(
     network: StreamNetwork,
+    task: Task,
     train_loader: Iterable[Any],
     val_loader: Iterable[Any] | None,
     options: FitOptions,
@@ -165,15 +171,15 @@ def _run(
 ) -> History:
     dropout = options.make_dropout(network.num_streams)
     recorder = HistoryRecorder(None if folder is None else folder.path / "history.json")
-    loss = make_loss(options, network.num_classes, train_loader)
-    module = ClassifierModule(network, options, dropout=dropout, loss=loss)
+    loss = make_loss(task, options, train_loader)
+    module = ClassifierModule(network, task, options, dropout=dropout, loss=loss)
     feed = Feed(train_loader)
     termination = Termination()
     saver = None if folder is None else _saver(folder, feed, options)
     callbacks = [
         EndInValidation(termination),
         StepWatch(latest),
-        *make_callbacks(options, network, recorder),
+        *make_callbacks(options, network, task, recorder),
         *([] if saver is None else [saver]),
         EndAtStep(termination, saver),
     ]

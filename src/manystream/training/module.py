@@ -8,25 +8,21 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
 
-from manystream.batch import StreamBatch
+from manystream.batch import StreamBatch, read_batch
 from manystream.data.sampler import Selection, own_sampler
 from manystream.dropout import ModalityDropout
 from manystream.graphs import GraphedStep
 from manystream.models import StreamNetwork
 from manystream.models.inspection import BalancePenalty
-from manystream.training.batches import read_batch
-from manystream.training.evaluation.metrics import MeanClassAccuracy
+from manystream.tasks import StepLoss, Task
 from manystream.training.feed import check_same_length
 from manystream.training.options import FitOptions
-from manystream.training.recipe.loss import ClassificationLoss
 from manystream.training.recipe.optimizer import make_optimizer
 from manystream.training.recipe.schedule import make_schedules
 from manystream.training.stepping import Step, make_step
@@ -42,14 +38,16 @@ class ClassifierModule(pl.LightningModule):
 
     Args:
         network: the network.
+        task: what it is trained on.
         options: how it is trained.
         dropout: modality dropout of the training batches, if there is one.
-        loss: what training makes small; plain cross entropy by default, as in evaluation.
+        loss: of a training step; evaluation's by default.
     """
 
     def __init__(
         self,
         network: StreamNetwork,
+        task: Task,
         options: FitOptions | None = None,
         *,
         dropout: ModalityDropout | None = None,
@@ -57,13 +55,14 @@ class ClassifierModule(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.network = network
+        self.task = task
         self.options = options or FitOptions()
         self.dropout = dropout
-        self.loss = loss or ClassificationLoss()
+        self.loss = loss or StepLoss(task.loss)
         self.balance = BalancePenalty(network) if self.options.balance_penalty > 0 else None
         self._step: Step
-        self.train_metrics = _metrics(network.num_classes, "train_")
-        self.val_metrics = _metrics(network.num_classes, "val_")
+        self.train_metrics = task.metrics().clone(prefix="train_")
+        self.val_metrics = task.metrics().clone(prefix="val_")
         self._logged: set[str | None] = set()
         self._val_finite: list[tuple[Tensor, Sequence[str]]] = []
 
@@ -74,7 +73,9 @@ class ClassifierModule(pl.LightningModule):
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> StreamBatch:
         """Check a loader's batch and take out what is blanked, on the host."""
-        compact = read_batch(batch, self.network.in_channels, self.network.num_classes)
+        compact = read_batch(batch, self.network.in_channels)
+        if len(compact):
+            self.task.check_target(compact.target, len(compact), compact.ids)
         select = self._train_select() if self.trainer.training else None
         return compact if select is None else compact.keep(select(compact.presence.mask))
 
@@ -82,15 +83,14 @@ class ClassifierModule(pl.LightningModule):
         """Loss of a batch, shape ()."""
         if len(batch) == 0:
             return None
-        target = _target(batch)
         if self.balance is None:
-            loss, logits = self._step(batch)
+            loss, output = self._step(batch)
             penalty = None
         else:
             with self.balance.watching():
-                loss, logits = self._step(batch)
+                loss, output = self._step(batch)
             penalty = self.balance.take()
-        self._measure(self.train_metrics, logits, target, loss)
+        self._measure(self.train_metrics, batch, output, loss)
         if penalty is not None:
             self.log_mean("balance_penalty", penalty, len(batch))
             loss = loss + self.options.balance_penalty * penalty
@@ -100,19 +100,13 @@ class ClassifierModule(pl.LightningModule):
         """Measure a batch."""
         if len(batch) == 0:
             return
-        target = _target(batch)
-        logits = self.network(batch)
-        loss = F.cross_entropy(logits, target)
+        output = self.network(batch)
+        loss = self.task.loss(output, batch.target)
         names = batch.ids or [f"number {b} of batch {batch_idx}" for b in range(len(batch))]
-        self._val_finite.append((logits.isfinite().all(dim=1), names))
-        self._measure(self.val_metrics, logits, target, loss)
+        self._val_finite.append((loss.isfinite(), names))
+        self._measure(self.val_metrics, batch, output, loss.mean())
         num_samples = float(len(batch))
         self.log("val_num_samples", num_samples, reduce_fx="sum", batch_size=1, sync_dist=True)
-
-    def predict_step(self, batch: StreamBatch, batch_idx: int) -> Tensor:
-        """Class probabilities in the loader's order, shape (B, num_classes)."""
-        logits: Tensor = self.network(batch)
-        return logits.float().softmax(dim=1)
 
     def log_mean(self, name: str, value: Tensor, weight: int = 1) -> None:
         """Log a value's weighted mean over the epoch and all processes."""
@@ -206,13 +200,13 @@ class ClassifierModule(pl.LightningModule):
             )
 
     def _measure(
-        self, metrics: MetricCollection, logits: Tensor, target: Tensor, loss: Tensor
+        self, metrics: MetricCollection, batch: StreamBatch, output: Tensor, loss: Tensor
     ) -> None:
-        metrics.update(logits.detach(), target)
+        metrics.update(self.task.predict(output.detach()), batch.target)
         if metrics.prefix not in self._logged:  # once an epoch: Lightning holds on to the metrics
             self._logged.add(metrics.prefix)
             self.log_dict(dict(metrics.items()), on_step=False, on_epoch=True)
-        self.log_mean(f"{metrics.prefix}loss", loss, len(target))
+        self.log_mean(f"{metrics.prefix}loss", loss, len(batch))
 
     def _train_select(self) -> Selection | None:
         """Draw here only where the loader's own sampler has not drawn before reading."""
@@ -226,22 +220,3 @@ class ClassifierModule(pl.LightningModule):
         sampler = own_sampler(self.trainer.train_dataloader)
         if sampler is not None:
             sampler.epoch, sampler.start = epoch, batch
-
-
-def _target(batch: StreamBatch) -> Tensor:
-    if batch.target is None:
-        raise ValueError("the loader's batches have no target; expected one per sample")
-    target: Tensor = batch.target
-    return target
-
-
-def _metrics(num_classes: int, prefix: str) -> MetricCollection:
-    # Validation would wait for the device at every step; the boundary has checked.
-    return MetricCollection(
-        {
-            "accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
-            "mean_class_accuracy": MeanClassAccuracy(num_classes, validate_args=False),
-        },
-        prefix=prefix,
-        compute_groups=False,
-    )

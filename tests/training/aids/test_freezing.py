@@ -5,14 +5,18 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
+from manystream.tasks import Classification
 from manystream.training.aids.freezing import StreamFreezing
 from manystream.training.aids.options import AidOptions
 from manystream.training.aids.subset_accuracy import logged_as
 from manystream.training.distributed import AfterBackwardStrategy
-from tests.training.builders import CPU, tiny_model, tuple_batches
+from tests.training.builders import CPU, NUM_CLASSES, tiny_model, tuple_batches
 
 SAYS_NOTHING = [(torch.zeros(3, 3, 32, 32), torch.zeros(3, 1, 32, 32), torch.arange(3))]
 """Equal images of three classes: one third is right, whatever a network has learned."""
+
+
+TASK = Classification(NUM_CLASSES)
 
 
 def states_of_steps(model, epochs, **changes):
@@ -23,7 +27,7 @@ def states_of_steps(model, epochs, **changes):
         optimizer = torch.optim.AdamW(groups, lr=lr)
 
         def note(*_):
-            seen.append({name: t.clone() for name, t in model.state_dict().items()})
+            seen.append({name: t.clone() for name, t in model.network.state_dict().items()})
 
         optimizer.register_step_post_hook(note)
         return optimizer
@@ -43,11 +47,11 @@ def test_a_frozen_stream_stands_still_and_the_rest_goes_on(memory):
     assert history["frozen/rgb"] == history["frozen/depth"] == [0, 0, 1, 1]
     moved = {name for name in seen[0] if not torch.equal(seen[3][name], seen[7][name])}
     assert not any(".streams." in name for name in moved)
-    shared = {name for name, _ in model.named_parameters() if ".streams." not in name}
+    shared = {name for name, _ in model.network.named_parameters() if ".streams." not in name}
     assert shared <= moved
     # Until then streams move: all but the last block's norms, whose output nobody reads.
     before = {name for name in seen[0] if not torch.equal(seen[0][name], seen[3][name])}
-    unread = {name for name, p in model.named_parameters() if not p.requires_grad}
+    unread = {name for name, p in model.network.named_parameters() if not p.requires_grad}
     assert set(seen[0]) - before == unread
 
 
@@ -68,14 +72,14 @@ def test_the_network_comes_back_as_trainable_as_it_was():
     states_of_steps(model, 3, freeze_patience=1)
     assert {name: p.requires_grad for name, p in model.named_parameters()} == trainable
     assert not all(trainable.values())  # the last block's stream norms never train
-    assert all(m.training for m in model.modules())
+    assert all(m.training for m in model.network.modules())
 
 
 def judged(callback, accuracies, module, world_size=1):
     """Let a callback see epochs with these accuracies of the stream rgb by itself."""
     logged = []
     for epoch, accuracy in enumerate(accuracies):
-        metrics = {} if accuracy is None else {logged_as(("rgb",)): torch.tensor(accuracy)}
+        metrics = {} if accuracy is None else {logged_as(("rgb",), TASK): torch.tensor(accuracy)}
         trainer = SimpleNamespace(
             callback_metrics=metrics, world_size=world_size, current_epoch=epoch
         )
@@ -94,11 +98,11 @@ def judged(callback, accuracies, module, world_size=1):
 )
 @pytest.mark.parametrize("resumed_after", [None, 2])
 def test_patience_counts_measurements(accuracies, frozen, resumed_after):
-    module = SimpleNamespace(network=tiny_model())
-    callback = StreamFreezing(2, ["rgb"])
+    module = SimpleNamespace(network=tiny_model().network)
+    callback = StreamFreezing(2, ["rgb"], TASK)
     found = judged(callback, accuracies[:resumed_after], module)
     if resumed_after is not None:
-        again = StreamFreezing(2, ["rgb"])
+        again = StreamFreezing(2, ["rgb"], TASK)
         again.load_state_dict(callback.state_dict())
         found += judged(again, accuracies[resumed_after:], module)
     assert found == frozen
@@ -106,10 +110,10 @@ def test_patience_counts_measurements(accuracies, frozen, resumed_after):
 
 def test_a_resumed_run_has_its_streams_frozen():
     model = tiny_model()
-    callback = StreamFreezing(1, ["rgb", "depth"])
+    callback = StreamFreezing(1, ["rgb", "depth"], TASK)
     callback.load_state_dict({"frozen": ["depth"], "best": {}, "waited": {}})
-    callback.on_train_start(SimpleNamespace(world_size=1), SimpleNamespace(network=model))
-    norms = model.bn1.streams
+    callback.on_train_start(SimpleNamespace(world_size=1), SimpleNamespace(network=model.network))
+    norms = model.network.bn1.streams
     assert [norm.training for norm in norms] == [True, False]
     assert [norm.weight.requires_grad for norm in norms] == [True, False]
 
@@ -119,19 +123,19 @@ def test_a_resumed_run_has_its_streams_frozen():
 )
 def test_gradients_that_processes_have_agreed_on_keep_coming_and_are_dropped(strategy, coming):
     model = tiny_model()
-    callback = StreamFreezing(1, ["rgb", "depth"])
+    callback = StreamFreezing(1, ["rgb", "depth"], TASK)
     callback.load_state_dict({"frozen": ["depth"], "best": {}, "waited": {}})
     trainer = SimpleNamespace(world_size=2, strategy=strategy())
-    module = SimpleNamespace(network=model)
+    module = SimpleNamespace(network=model.network)
     callback.on_train_start(trainer, module)
     rgb, depth, _ = tuple_batches(8)[0]
     model([rgb, depth]).sum().backward()
-    assert (model.conv1.streams[1].weight.grad is not None) is coming
+    assert (model.network.conv1.streams[1].weight.grad is not None) is coming
     callback.on_before_optimizer_step(trainer, module, None)
-    assert model.conv1.streams[1].weight.grad is None
-    assert model.conv1.streams[0].weight.grad is not None
-    assert isinstance(model.bn1.streams[1], nn.BatchNorm2d)
-    assert not model.bn1.streams[1].training
+    assert model.network.conv1.streams[1].weight.grad is None
+    assert model.network.conv1.streams[0].weight.grad is not None
+    assert isinstance(model.network.bn1.streams[1], nn.BatchNorm2d)
+    assert not model.network.bn1.streams[1].training
 
 
 def test_what_it_needs():

@@ -4,7 +4,7 @@ import os
 import pytest
 import torch
 
-from manystream.training import FitOptions, fit
+from manystream.training import FitOptions
 from manystream.training.checkpoints.checkpoint_file import read_checkpoint, write_checkpoint
 from manystream.training.checkpoints.run_folder import RunFolder
 from tests.training.builders import CPU, tiny_model, tuple_batches
@@ -29,7 +29,7 @@ def tear(path):
 
 
 def trained(path, **changes):
-    fit(tiny_model(), tuple_batches(16), tuple_batches(8), OPTIONS, out_dir=path, **changes)
+    tiny_model().fit(tuple_batches(16), tuple_batches(8), OPTIONS, out_dir=path, **changes)
 
 
 def test_the_newest_whole_state_is_found(tmp_path):
@@ -126,10 +126,10 @@ def test_a_folder_that_cannot_be_written_into(tmp_path):
 def test_a_finished_run_is_not_trained_again(tmp_path):
     trained(tmp_path)
     model = tiny_model(seed=5)
-    history = fit(model, [], tuple_batches(8), OPTIONS, out_dir=tmp_path, resume=True)
+    history = model.fit([], tuple_batches(8), OPTIONS, out_dir=tmp_path, resume=True)
     assert history.num_epochs == 3
     state = read_checkpoint(tmp_path / "checkpoints/final.safetensors")["state_dict"]
-    assert all(torch.equal(t, state[f"network.{n}"]) for n, t in model.state_dict().items())
+    assert all(torch.equal(t, state[n]) for n, t in model.state_dict().items())
 
 
 def test_resuming_what_was_never_begun_begins(tmp_path):
@@ -146,8 +146,8 @@ def test_a_checkpoint_of_another_network(tmp_path):
     with pytest.raises(
         ValueError, match=r"of another network: bn1.integrated.bias is \(4,\), here"
     ):
-        fit(wider, tuple_batches(16), options=OPTIONS, out_dir=tmp_path, resume=True)
+        wider.fit(tuple_batches(16), options=OPTIONS, out_dir=tmp_path, resume=True)
     other = tiny_model(family="late_fusion")
     with pytest.raises(ValueError, match=r"is not in this network"):
-        fit(other, tuple_batches(16), options=OPTIONS, out_dir=tmp_path, resume=True)
+        other.fit(tuple_batches(16), options=OPTIONS, out_dir=tmp_path, resume=True)
     assert (tmp_path / "checkpoints/final.safetensors").read_bytes() == state

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, TensorDataset
 
-from manystream.training import FitOptions, StepOutOfMemory, find_batch_size
+from manystream.training import FitOptions, StepOutOfMemory
 from manystream.training.memory.batch_size import largest_that_fits
 from manystream.training.stepping import make_step
 from tests.training.builders import CPU, easy_samples, tiny_model, tuple_batches
@@ -36,7 +36,7 @@ def test_the_search_ends_just_below_the_limit(limit, largest):
 def test_real_steps_find_what_fits(limit):
     model = tiny_model()
     out_of_memory_above(model, limit)
-    found = find_batch_size(model, tuple_batches(8), FitOptions(**CPU), largest=8)
+    found = model.find_batch_size(tuple_batches(8), FitOptions(**CPU), largest=8)
     assert found == max(int(0.9 * limit), 1)
 
 
@@ -47,20 +47,20 @@ def warn_above(model, batch_size, reason):
         if len(inputs[0]) > batch_size:
             warnings.warn(f"no CUDA graph, the step runs eagerly: {reason}", stacklevel=1)
 
-    model.register_forward_pre_hook(warn)
+    model.network.register_forward_pre_hook(warn)
 
 
 def test_a_size_that_leaves_no_room_for_cuda_graphs_is_too_large():
     model = tiny_model()
     warn_above(model, 5, "CUDA out of memory. Tried to allocate 20.00 MiB.")
-    assert find_batch_size(model, tuple_batches(8), FitOptions(**CPU), largest=8) == 4
+    assert model.find_batch_size(tuple_batches(8), FitOptions(**CPU), largest=8) == 4
 
 
 def test_a_step_that_cannot_be_captured_at_any_size_is_eager_in_the_run_too():
     model = tiny_model()
     warn_above(model, 0, "operation not permitted")
     with pytest.warns(UserWarning, match="operation not permitted"):
-        assert find_batch_size(model, tuple_batches(8), FitOptions(**CPU), largest=8) == 8
+        assert model.find_batch_size(tuple_batches(8), FitOptions(**CPU), largest=8) == 8
 
 
 def test_no_try_meets_what_an_earlier_one_held(monkeypatch):
@@ -74,7 +74,7 @@ def test_no_try_meets_what_an_earlier_one_held(monkeypatch):
         return step
 
     monkeypatch.setattr("manystream.training.module.make_step", watched)
-    find_batch_size(model, tuple_batches(8), FitOptions(**CPU), largest=8)
+    model.find_batch_size(tuple_batches(8), FitOptions(**CPU), largest=8)
     assert len(before) == 2 * 6
 
 
@@ -92,7 +92,7 @@ def test_each_try_is_a_training_step_of_the_mode_and_precision(monkeypatch):
         counts = {len(rows) for rows in batch.streams}
         seen.append((module.training, module.memory, torch.is_autocast_enabled("cpu"), counts))
 
-    model.register_forward_pre_hook(look)
+    model.network.register_forward_pre_hook(look)
     stepped = []
     step = torch.optim.SGD.step
     monkeypatch.setattr(torch.optim.SGD, "step", lambda *a, **k: stepped.append(1) or step(*a, **k))
@@ -123,7 +123,7 @@ def test_not_even_one_sample_fits():
         if len(inputs[0]) == 1:  # The advice is counted with more, but not on the device.
             raise torch.OutOfMemoryError
 
-    model.register_forward_pre_hook(fail)
+    model.network.register_forward_pre_hook(fail)
     with pytest.raises(StepOutOfMemory, match="a training step of 1 samples of 32x32 pixels"):
         model.find_batch_size(tuple_batches(8), largest=4, **CPU)
 

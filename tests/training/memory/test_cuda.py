@@ -5,7 +5,7 @@ import gc
 import pytest
 import torch
 
-from manystream.classifier import create_model
+from manystream.model import create_model
 from manystream.training import StepOutOfMemory
 from manystream.training.memory.batch_size import _PRECISION_SHARE, _SAFE_SHARE
 
@@ -110,8 +110,8 @@ def exhaust_backward(module, inputs, output):
 )
 def test_a_capture_that_runs_out_of_memory_gives_it_back(part, hook):
     model, held = model_of(), []
-    model.register_forward_pre_hook(lambda *_: held.append(torch.cuda.memory_allocated()))
-    model.get_submodule(part).register_forward_hook(hook)
+    model.network.register_forward_pre_hook(lambda *_: held.append(torch.cuda.memory_allocated()))
+    model.network.get_submodule(part).register_forward_hook(hook)
     with pytest.warns(UserWarning, match="no CUDA graph.*out of memory"):
         history = model.fit(batches(8, 8, 8, 8), **ON_GPU)
     assert history.num_epochs == 1

@@ -37,12 +37,12 @@ def out_of_memory_above(model, batch_size, modes=("fast", "balanced", "lean", "m
         if len(inputs[0]) > batch_size and module.memory in modes:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    return model.register_forward_pre_hook(fail)
+    return model.network.register_forward_pre_hook(fail)
 
 
 @pytest.mark.parametrize(("mode", "dtype"), [("balanced", None), ("lean", torch.bfloat16)])
 def test_needs_at_a_size_are_those_that_are_measured_there(mode, dtype):
-    model = tiny_model(memory=mode)
+    model = tiny_model(memory=mode).network
     needs = measure_needs(model, Step(16, (32, 32), dtype))
     report = measure(model, noise_batch(model, step(16)), dtype)
     assert next(iter(needs.peak)) == mode
@@ -142,7 +142,7 @@ def test_what_it_advises_is_less_than_what_failed():
         model.fit(tuple_batches(16, 16), epochs=1, **CPU)
     failed, *_ = caught.value.advice.needs.peak.values()
     for setting in caught.value.advice.settings:
-        tried = tiny_model(memory=setting.memory)
+        tried = tiny_model(memory=setting.memory).network
         peak = measure(tried, noise_batch(tried, step(setting.batch_size))).peak_allocated_bytes
         assert peak < failed.at(16)
 
@@ -153,6 +153,6 @@ def test_a_step_that_fails_otherwise_is_left_alone():
     def fail(module, inputs):
         raise RuntimeError("something else")
 
-    model.register_forward_pre_hook(fail)
+    model.network.register_forward_pre_hook(fail)
     with pytest.raises(RuntimeError, match="something else"):
         model.fit(tuple_batches(8), epochs=1, **CPU)

@@ -17,7 +17,7 @@ def watched_sgd(model, seen):
         optimizer = torch.optim.SGD(groups, lr=lr)
 
         def note(*_):
-            seen.append({name: t.clone() for name, t in model.state_dict().items()})
+            seen.append({name: t.clone() for name, t in model.network.state_dict().items()})
 
         optimizer.register_step_post_hook(note)
         return optimizer
@@ -37,7 +37,7 @@ def averaged(start, states, decay):
 @pytest.mark.parametrize("accumulate_batches", [1, 2])
 def test_the_network_ends_as_the_average_of_its_steps(accumulate_batches):
     model, seen = tiny_model(), []
-    start = {name: t.clone() for name, t in model.state_dict().items()}
+    start = {name: t.clone() for name, t in model.network.state_dict().items()}
     model.fit(
         tuple_batches(32),
         ema_decay=0.3,
@@ -47,12 +47,12 @@ def test_the_network_ends_as_the_average_of_its_steps(accumulate_batches):
     )
     assert len(seen) == 8 // accumulate_batches
     expected = averaged(start, seen, 0.3)
-    for name, tensor in model.state_dict().items():
+    for name, tensor in model.network.state_dict().items():
         if tensor.is_floating_point():
             torch.testing.assert_close(tensor.double(), expected[name], rtol=1e-5, atol=1e-6)
         else:
             assert torch.equal(tensor, seen[-1][name])
-    assert not torch.allclose(model.fc.weight, seen[-1]["fc.weight"], atol=1e-4)
+    assert not torch.allclose(model.network.fc.weight, seen[-1]["fc.weight"], atol=1e-4)
 
 
 def test_the_average_is_what_is_validated_and_training_goes_on_without_it():

@@ -10,7 +10,7 @@ from tests.training.builders import tiny_model
 
 
 def optimizer_of(model, fused=False, **changes):
-    return make_optimizer(model, OptimizerOptions(**changes), fused=fused)
+    return make_optimizer(model.network, OptimizerOptions(**changes), fused=fused)
 
 
 def settings_of(optimizer, name):
@@ -20,7 +20,7 @@ def settings_of(optimizer, name):
 
 def test_every_trained_parameter_is_in_exactly_one_group():
     model = tiny_model()
-    model.fc.weight.requires_grad_(False)
+    model.network.fc.weight.requires_grad_(False)
     optimizer = optimizer_of(model, learning_rate_multipliers={"rgb": 2.0, "stem": 3.0})
     grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert len(set(grouped)) == len(grouped)
@@ -33,12 +33,12 @@ def test_norms_biases_and_scalars_do_not_decay(family):
     decay = settings_of(optimizer_of(model, weight_decay=0.3), "weight_decay")
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d | nn.GroupNorm)]
     of_norms = [p for norm in norms for p in norm.parameters() if p.requires_grad]
-    scalars = [p for name, p in model.named_parameters() if "scalar" in name]
+    scalars = [p for name, p in model.network.named_parameters() if "scalar" in name]
     assert len(of_norms) > 50
     assert len(scalars) == (0 if family == "li_net3" else 35)
-    assert {decay[id(p)] for p in [*of_norms, *scalars, model.fc.bias]} == {0.0}
-    kernels = [p for name, p in model.named_parameters() if "conv" in name and p.dim() == 4]
-    assert {decay[id(p)] for p in [*kernels, model.fc.weight]} == {0.3}
+    assert {decay[id(p)] for p in [*of_norms, *scalars, model.network.fc.bias]} == {0.0}
+    kernels = [p for name, p in model.network.named_parameters() if "conv" in name and p.dim() == 4]
+    assert {decay[id(p)] for p in [*kernels, model.network.fc.weight]} == {0.3}
 
 
 def test_parts_have_learning_rates_of_their_own():
@@ -51,7 +51,7 @@ def test_parts_have_learning_rates_of_their_own():
         if isinstance(module, StreamConv2d | StreamNormAct2d):
             for stream, multiplier in zip(module.streams, (2.0, 3.0), strict=True):
                 expected |= {id(p): multiplier for p in stream.parameters()}
-    for layer in (model.conv1, model.bn1):
+    for layer in (model.network.conv1, model.network.bn1):
         expected |= {id(p): 7 * expected[id(p)] for p in layer.parameters()}
     assert found == pytest.approx({i: 0.1 * expected[i] for i in found})
     assert set(expected.values()) == {2, 3, 5, 14, 21, 35}

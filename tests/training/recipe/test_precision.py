@@ -6,7 +6,7 @@ from tests.training.builders import CPU, tiny_model, tuple_batches
 
 def state_while_training(model, read, **changes):
     seen = []
-    model.register_forward_pre_hook(lambda *_: seen.append(read()))
+    model.network.register_forward_pre_hook(lambda *_: seen.append(read()))
     model.fit(tuple_batches(8), epochs=1, **changes, **CPU)
     return seen[0]
 
@@ -36,8 +36,10 @@ def test_deterministic_is_for_the_run_only():
 )
 def test_arithmetic_is_what_was_asked_for(precision, weights, features):
     model, seen = tiny_model(), []
-    model.layer1[0].conv1.streams[0].register_forward_hook(lambda *a: seen.append(a[2].dtype))
+    model.network.layer1[0].conv1.streams[0].register_forward_hook(
+        lambda *a: seen.append(a[2].dtype)
+    )
     history = model.fit(tuple_batches(8), tuple_batches(8), epochs=1, precision=precision, **CPU)
-    assert model.fc.weight.dtype == weights
+    assert model.network.fc.weight.dtype == weights
     assert set(seen) == {features}
     assert 0 < history["train_loss"][0] < 10

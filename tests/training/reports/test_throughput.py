@@ -64,7 +64,7 @@ def test_an_epoch_that_is_entered_in_its_middle_counts_from_there(tmp_path, monk
         if len(seen) == 3:
             raise KeyboardInterrupt
 
-    hook = model.register_forward_pre_hook(stop)
+    hook = model.network.register_forward_pre_hook(stop)
     with pytest.raises(KeyboardInterrupt):
         train()
     hook.remove()

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
+from manystream.tasks import Task
 from manystream.training.aids.subset_accuracy import logged_as
 from manystream.training.distributed import exchanges_during_backward
 from manystream.training.recipe.parts import network_of, stream_modules
@@ -20,7 +21,7 @@ _logger = logging.getLogger(__name__)
 
 
 class StreamFreezing(pl.Callback):
-    """Stops the training of a stream whose accuracy by itself no longer improves.
+    """Stops the training of a stream that no longer improves by itself, by the task's first metric.
 
     Its kernels and norms stop, running statistics included; its mixing weights belong to the
     integrated pathway and go on. A frozen stream stays frozen until training ends. Logs
@@ -32,13 +33,15 @@ class StreamFreezing(pl.Callback):
     Args:
         patience: measurements by :class:`SubsetAccuracy` without improvement that a stream has.
         names: the network's streams.
+        task: what is trained.
 
     Attributes:
         frozen: names of the frozen streams.
     """
 
-    def __init__(self, patience: int, names: Sequence[str]) -> None:
+    def __init__(self, patience: int, names: Sequence[str], task: Task) -> None:
         self.patience = patience
+        self.task = task
         self.names = tuple(names)
         self.frozen: list[str] = []
         self._best: dict[str, float] = {}
@@ -56,7 +59,7 @@ class StreamFreezing(pl.Callback):
         for name in self.names:
             pl_module.log(f"frozen/{name}", float(name in self.frozen), sync_dist=True)
         for name in self.names:
-            measured = trainer.callback_metrics.get(logged_as((name,)))
+            measured = trainer.callback_metrics.get(logged_as((name,), self.task))
             if name not in self.frozen and measured is not None:
                 self._judge(trainer, pl_module, name, measured.item())
 
@@ -89,20 +92,21 @@ class StreamFreezing(pl.Callback):
         self._best, self._waited = dict(state_dict["best"]), dict(state_dict["waited"])
 
     def _judge(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, name: str, accuracy: float
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, name: str, value: float
     ) -> None:
-        if accuracy > self._best.get(name, -1.0):
-            self._best[name], self._waited[name] = accuracy, 0
+        best = self._best.get(name)
+        if best is None or (value > best if self.task.higher_is_better else value < best):
+            self._best[name], self._waited[name] = value, 0
             return
         self._waited[name] = self._waited.get(name, 0) + 1
         if self._waited[name] >= self.patience:
             self.frozen.append(name)
             self._freeze(trainer, pl_module, name)
             rank_zero_only(_logger.warning)(
-                "stream %r is frozen after epoch %d: by itself it got no better than %.1f%%",
+                "stream %r is frozen after epoch %d: by itself it got no better than %s",
                 name,
                 trainer.current_epoch + 1,
-                100 * self._best[name],
+                self.task.quantities()[self.task.primary_metric].text(self._best[name]),
             )
 
     def _freeze(self, trainer: pl.Trainer, pl_module: pl.LightningModule, name: str) -> None:

@@ -1,16 +1,19 @@
-"""Accuracy with every subset of the streams, measured while the network trains."""
+"""The task's first metric with every subset of the streams, measured while the network trains."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from torch import Tensor
+from torchmetrics import Metric
 
 from manystream.batch import StreamBatch
-from manystream.training.evaluation.metrics import MeanClassAccuracy, mean_class_accuracy
+from manystream.tasks import Task
 from manystream.training.recipe.parts import network_of
 
 Subset = tuple[str, ...]
@@ -26,18 +29,19 @@ def proper_subsets(names: Sequence[str]) -> list[Subset]:
     return [s for size in range(len(names) - 1, 0, -1) for s in combinations(names, size)]
 
 
-def logged_as(subset: Subset) -> str:
-    """Name under which a subset's mean class accuracy is logged.
+def logged_as(subset: Subset, task: Task) -> str:
+    """Name under which the task's first metric with a subset is logged.
 
     Example:
-        >>> logged_as(("rgb", "depth"))
+        >>> from manystream.tasks import Classification
+        >>> logged_as(("rgb", "depth"), Classification(2))
         'val_mean_class_accuracy/rgb + depth'
     """
-    return "val_mean_class_accuracy/" + " + ".join(subset)
+    return f"val_{task.primary_metric}/" + " + ".join(subset)
 
 
 class SubsetAccuracy(pl.Callback):
-    """Logs mean class accuracy for every proper subset of the streams.
+    """Logs the task's first metric for every proper subset of the streams.
 
     Validation batches are not read again: those rows that a subset has are taken out of them. A
     sample without any of the subset's streams does not count; a subset that no sample has any of
@@ -46,16 +50,16 @@ class SubsetAccuracy(pl.Callback):
     Args:
         every: epochs from one measurement to the next; the last of each such span is measured.
         names: the network's streams.
-        num_classes: number of classes.
+        task: what is measured.
     """
 
-    def __init__(self, every: int, names: Sequence[str], num_classes: int) -> None:
+    def __init__(self, every: int, names: Sequence[str], task: Task) -> None:
         self.every = every
         self.names = tuple(names)
-        self.metrics = {
-            subset: MeanClassAccuracy(num_classes, validate_args=False)
-            for subset in proper_subsets(names)
-        }
+        self.task = task
+        subsets = proper_subsets(names)
+        self.metrics = {subset: task.metrics()[task.primary_metric] for subset in subsets}
+        self._num_samples = dict.fromkeys(subsets, 0)
 
     def is_due(self, epoch: int) -> bool:
         """Whether the epoch, counted from 0, is measured."""
@@ -72,28 +76,32 @@ class SubsetAccuracy(pl.Callback):
         """Measure each subset's rows of a batch."""
         if self.is_due(trainer.current_epoch):
             with trainer.precision_plugin.val_step_context():
-                for subset, metric in self.metrics.items():
-                    metric.to(pl_module.device)
-                    self._measure(pl_module, batch, subset, metric)
+                for subset in self.metrics:
+                    self._measure(pl_module, batch, subset)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log what was measured; metrics of several processes are joined first."""
         if not self.is_due(trainer.current_epoch):
             return
         for subset, metric in self.metrics.items():
-            confusion = metric.to(pl_module.device).confusion()
-            if confusion.any():
-                pl_module.log(logged_as(subset), mean_class_accuracy(confusion), sync_dist=True)
+            counted = torch.tensor(float(self._num_samples[subset]), device=pl_module.device)
+            self._num_samples[subset] = 0
+            if trainer.strategy.reduce(counted, reduce_op="sum") > 0:
+                pl_module.log(logged_as(subset, self.task), _joined(metric), sync_dist=True)
             metric.reset()
 
-    def _measure(
-        self,
-        pl_module: pl.LightningModule,
-        batch: StreamBatch,
-        subset: Subset,
-        metric: MeanClassAccuracy,
-    ) -> None:
+    def _measure(self, pl_module: pl.LightningModule, batch: StreamBatch, subset: Subset) -> None:
         mask = torch.tensor([name in subset for name in self.names])
         kept = batch.keep(mask.expand(len(batch), -1))
-        if len(kept) and kept.target is not None:
-            metric.update(network_of(pl_module)(kept), kept.target)
+        if len(kept):
+            predictions = self.task.predict(network_of(pl_module)(kept))
+            self.metrics[subset].to(pl_module.device).update(predictions, kept.target)
+            self._num_samples[subset] += len(kept)
+
+
+def _joined(metric: Metric) -> Tensor:
+    """The value over all processes, of which some may have measured nothing."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*was called before the ``update`` method.*")
+        value: Tensor = metric.compute()
+    return value

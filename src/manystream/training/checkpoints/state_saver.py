@@ -9,9 +9,9 @@ import lightning.pytorch as pl
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Checkpoint
 
+from manystream.training.checkpoints.epoch_metrics import epoch_metrics_state, set_epoch_metrics
 from manystream.training.checkpoints.random_state import random_state
 from manystream.training.checkpoints.run_folder import RunFolder
-from manystream.training.evaluation.epoch_metrics import epoch_metrics_state, set_epoch_metrics
 from manystream.training.feed import Feed
 
 

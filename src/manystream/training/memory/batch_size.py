@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from manystream.batch import StreamBatch
+from manystream.batch import StreamBatch, map_target, read_batch
 from manystream.models import StreamNetwork
-from manystream.training.batches import read_batch
+from manystream.tasks import Task
 from manystream.training.memory.needs import Step, noise_batch
 from manystream.training.memory.out_of_memory import (
     LatestBatch,
@@ -39,6 +39,7 @@ _NO_ROOM_TO_CAPTURE = "no CUDA graph.*out of memory"
 
 def find_batch_size(
     network: StreamNetwork,
+    task: Task,
     loader: Iterable[Any],
     options: FitOptions | None = None,
     *,
@@ -54,7 +55,8 @@ def find_batch_size(
 
     Args:
         network: the network; it stays as it is.
-        loader: training batches, of which one is read, for its height and width.
+        task: what it is to be trained on.
+        loader: training batches, of which one is read, for its height and width, and its targets.
         options: how it is to be trained.
         largest: no more than this; by default the number of samples of the loader's data set.
 
@@ -73,14 +75,13 @@ def find_batch_size(
         raise ValueError("a batch size is found for one device; set devices to 1, or name a size")
     if largest is None:
         largest = _num_samples(loader)
-    image_size = _image_size(network, loader)
-    loss = make_loss(options, network.num_classes, loader)
-
+    example = _first_batch(network, task, loader)
+    loss = make_loss(task, options, loader)
     latest = LatestBatch()
 
     def steps(batch_size: int) -> None:
-        module = ClassifierModule(copy.deepcopy(network), options, loss=copy.deepcopy(loss))
-        batch = noise_batch(network, Step(batch_size, image_size))
+        module = ClassifierModule(copy.deepcopy(network), task, options, loss=copy.deepcopy(loss))
+        batch = _noise_like(example, network, batch_size)
         _run_steps(module, _worst_case(network, batch), StepWatch(latest))
 
     with torch.random.fork_rng():
@@ -146,8 +147,10 @@ def _worst_case(network: StreamNetwork, batch: StreamBatch) -> list[StreamBatch]
     """
     if len(batch) == 1:
         return [batch] * 2
-    assert batch.target is not None
-    fewer = replace(network.to_batch([x[:-1] for x in batch.streams]), target=batch.target[:-1])
+    fewer = replace(
+        network.to_batch([x[:-1] for x in batch.streams]),
+        target=map_target(lambda t: t[:-1], batch.target),
+    )
     return [batch, batch, fewer]
 
 
@@ -183,10 +186,18 @@ def _num_samples(loader: Iterable[Any]) -> int:
     return len(dataset)
 
 
-def _image_size(network: StreamNetwork, loader: Iterable[Any]) -> tuple[int, int]:
+def _first_batch(network: StreamNetwork, task: Task, loader: Iterable[Any]) -> StreamBatch:
     batch = next(iter(loader), None)
     if batch is None:
         raise ValueError("the loader has no batch; expected at least one")
-    compact = read_batch(batch, network.in_channels, network.num_classes)
-    height, width = compact.streams[0].shape[2:]
-    return height, width
+    compact = read_batch(batch, network.in_channels)
+    task.check_target(compact.target, len(compact), compact.ids)
+    return compact
+
+
+def _noise_like(example: StreamBatch, network: StreamNetwork, batch_size: int) -> StreamBatch:
+    """Noise as large as a batch's images, with its targets over and over."""
+    height, width = example.streams[0].shape[2:]
+    batch = noise_batch(network, Step(batch_size, (height, width)))
+    again = torch.arange(batch_size) % len(example)
+    return replace(batch, target=map_target(lambda t: t.cpu()[again], example.target))

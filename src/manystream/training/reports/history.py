@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 from torch import Tensor
 
 from manystream.dropout import ModalityDropout
-from manystream.training.reports.strict_json import strict_json
+from manystream.evaluation.strict_json import strict_json
 
 
 class History(dict[str, list[float]]):

@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from manystream.training.evaluation.metrics import MeanClassAccuracy
+from manystream.tasks.class_accuracy import MeanClassAccuracy
 
 
 def measured(target, predicted, num_classes=4) -> float:
     metric = MeanClassAccuracy(num_classes)
-    logits = torch.nn.functional.one_hot(torch.tensor(predicted), num_classes).float()
-    metric.update(logits, torch.tensor(target))
+    scores = torch.nn.functional.one_hot(torch.tensor(predicted), num_classes).float()
+    metric.update(scores, torch.tensor(target))
     return metric.compute().item()
 
 

@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-from manystream.training import predict
 from tests.builders import mask_of
 from tests.training.builders import CPU, STREAMS, dict_batches, tiny_model, tuple_batches
 from tests.training.test_fit import own_loader, watched_source
@@ -39,7 +38,10 @@ def test_absent_streams_do_not_mix_the_order_up(model):
 def test_targets_are_not_needed(model):
     batches = tuple_batches(8)
     without = [batch[:2] for batch in batches]
-    assert torch.equal(predict(model, without, **CPU), predict(model, batches, **CPU))
+    assert torch.equal(
+        model.predict(without, **CPU),
+        model.predict(batches, **CPU),
+    )
 
 
 def test_a_generator_is_a_loader(model):
@@ -64,3 +66,49 @@ def test_a_batch_that_does_not_fit(model):
 def test_a_loader_without_a_batch(model):
     with pytest.raises(ValueError, match="the loader has no batch"):
         model.predict([], **CPU)
+
+
+class MadeOnce:
+    """Batches that are made on the first pass and kept, as a data set with a cache does."""
+
+    def __init__(self):
+        self.batches = []
+
+    def __iter__(self):
+        if not self.batches:
+            self.batches = [[x + 0 for x in batch] for batch in tuple_batches(16)]
+        return iter(self.batches)
+
+    def __len__(self):
+        return 2
+
+
+def test_what_a_loader_keeps_of_an_evaluation_can_be_trained_on(model):
+    loader = MadeOnce()
+    model.evaluate(loader, **CPU)
+    assert model.fit(loader, epochs=1, **CPU).num_epochs == 1
+
+
+def test_the_network_comes_back_as_it_was(model):
+    model.network.train()
+    model.network.bn1.eval()
+    model.predict(tuple_batches(8), **CPU)
+    modes = {module.training for module in model.network.bn1.modules()}
+    assert modes == {False}
+    assert model.network.training
+    with pytest.raises(RuntimeError, match="is broken"):
+        model.predict(broken(), **CPU)
+    assert model.network.training
+
+
+def broken():
+    yield tuple_batches(8)[0]
+    raise RuntimeError("the disk is broken")
+
+
+@pytest.mark.parametrize("accelerator", ["tpu", "cdua", ""])
+def test_a_device_that_is_not_here(model, accelerator):
+    with pytest.raises(
+        ValueError, match=rf"accelerator is '{accelerator}'; expected one of auto, cpu"
+    ):
+        model.predict(tuple_batches(8), accelerator=accelerator)

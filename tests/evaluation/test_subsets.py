@@ -6,7 +6,6 @@ from manystream.data.dataset import StreamDataset
 from manystream.data.loaders import make_loader
 from manystream.data.options import DataOptions
 from manystream.data.transforms import EvalTransform
-from manystream.training import evaluate, evaluate_subsets
 from tests.builders import mask_of
 from tests.data.builders import DEPTH, RGB, ArraySource, identity, noise
 from tests.training.builders import CPU, NUM_CLASSES, dict_batches, tiny_model, tuple_batches
@@ -52,8 +51,8 @@ def test_it_measures_what_a_loop_by_hand_measures(names, numbers):
 
 def test_a_stream_may_be_named_alone():
     model, batches = tiny_model(), tuple_batches(8)
-    assert evaluate(model, batches, blanked_streams="depth", **CPU) == evaluate(
-        model, batches, blanked_streams={"depth"}, **CPU
+    assert model.evaluate(batches, blanked_streams="depth", **CPU) == model.evaluate(
+        batches, blanked_streams={"depth"}, **CPU
     )
 
 
@@ -112,7 +111,7 @@ def test_every_subset_of_the_streams():
     model = tiny_model(in_channels={"a": 1, "b": 1, "c": 1})
     images = torch.randn(3, 6, 1, 32, 32)
     batches = [(*images, torch.arange(6) % NUM_CLASSES)]
-    subsets = evaluate_subsets(model, batches, **CPU)
+    subsets = model.evaluate_subsets(batches, **CPU)
     assert list(subsets) == ["a + b + c", "a + b", "a + c", "b + c", "a", "b", "c"]
     for subset, measured in subsets.items():
         blanked = [m for m, name in enumerate("abc") if name not in subset.split(" + ")]
@@ -121,7 +120,7 @@ def test_every_subset_of_the_streams():
 
 def test_a_subset_that_no_sample_has_any_of_is_left_out():
     batches = dict_batches(tuple_batches(4), mask_of("01 01 01 01"))
-    assert list(evaluate_subsets(tiny_model(), batches, **CPU)) == ["rgb + depth", "depth"]
+    assert list(tiny_model().evaluate_subsets(batches, **CPU)) == ["rgb + depth", "depth"]
 
 
 def test_measuring_changes_nothing():

@@ -1,9 +1,8 @@
 import pytest
 import torch
 
-from manystream.batch import StreamBatch
+from manystream.batch import StreamBatch, read_batch
 from manystream.presence import Presence
-from manystream.training.batches import read_batch
 from tests.builders import mask_of
 
 STREAMS = {"rgb": 3, "depth": 1}
@@ -12,7 +11,7 @@ TARGET = torch.tensor([0, 4])
 
 
 def read(batch) -> StreamBatch:
-    return read_batch(batch, STREAMS, num_classes=5)
+    return read_batch(batch, STREAMS)
 
 
 @pytest.mark.parametrize("kind", [tuple, list])
@@ -73,20 +72,14 @@ def test_batches_that_do_not_fit(batch, message):
         read(batch)
 
 
-@pytest.mark.parametrize(
-    ("target", "message"),
-    [
-        (TARGET.float(), r"target is torch.float32 of shape \(2,\); expected int64"),
-        (TARGET.int(), "target is torch.int32"),
-        (TARGET[:1], r"of shape \(1,\); expected int64 of shape \(2,\)"),
-        (TARGET[:, None], r"of shape \(2, 1\)"),
-        (torch.tensor([0, 5]), "targets are 0 to 5; expected 0 to 4, the model has 5 classes"),
-        (torch.tensor([-1, 0]), "targets are -1 to 0"),
-    ],
-)
-def test_targets_that_do_not_fit(target, message):
-    with pytest.raises(ValueError, match=message):
-        read((RGB, DEPTH, target))
+def test_a_target_may_be_a_tree():
+    tree = {"class": TARGET, "boxes": (torch.rand(2, 4), torch.rand(2, 1))}
+    compact = read((RGB, DEPTH, tree))
+    kept = compact.keep(mask_of("00 11")).target
+    assert torch.equal(kept["class"], TARGET[1:])
+    assert all(torch.equal(k, t[1:]) for k, t in zip(kept["boxes"], tree["boxes"], strict=True))
+    moved = compact.to("meta").target
+    assert {moved["class"].device.type, moved["boxes"][1].device.type} == {"meta"}
 
 
 def test_no_sample_at_all():

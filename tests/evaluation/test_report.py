@@ -5,11 +5,14 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from manystream.training.evaluation.condition_plots import plot_conditions
-from manystream.training.evaluation.robustness import Robustness
+from manystream.evaluation.conditions import Robustness
+from manystream.evaluation.plots import plot_conditions
+from manystream.evaluation.report import Run, write_report
+from manystream.tasks import Classification
 from manystream.training.reports.history import History
-from manystream.training.reports.report import Run, write_report
 from tests.training.reports.test_history import strict
+
+TASK = Classification(12)
 
 
 class References(HTMLParser):
@@ -42,7 +45,16 @@ def make_run(name="li_net3", seed=0.0, **changes) -> Run:
         kept: {"loss": 1.0, "accuracy": value + seed, "mean_class_accuracy": value - 0.1 + seed}
         for kept, value in (("rgb + depth", 0.8123), ("rgb", 0.5), ("depth", 0.31))
     }
-    return Run(**{"name": name, "history": history, "subsets": measured, "config": {}, **changes})
+    return Run(
+        **{
+            "name": name,
+            "task": TASK,
+            "history": history,
+            "subsets": measured,
+            "config": {},
+            **changes,
+        }
+    )
 
 
 def test_the_page_holds_the_numbers_and_the_configuration(tmp_path):
@@ -117,12 +129,17 @@ def robust(run: Run) -> Robustness:
         for r in (0.0, 0.5, 0.9)
     ]
     noise = [{"level": v, "mean_class_accuracy": 0.8 - v / 4} for v in (0.0, 1.0, 2.0)]
-    return Robustness(dict(run.subsets), loss, {"noise": {"rgb": noise, "depth": noise}})
+    return Robustness(
+        dict(run.subsets),
+        loss,
+        {"noise": {"rgb": noise, "depth": noise}},
+        metric="mean_class_accuracy",
+    )
 
 
 def test_a_network_that_was_only_measured(tmp_path):
     run = make_run()
-    run = make_run(history=History(), robustness=robust(run))
+    run = make_run(history={}, robustness=robust(run))
     page = write_report([run], tmp_path, "measured").read_text("utf-8")
     written = {"conditions.json", "conditions.png", "report.html", "subsets.json", "subsets.png"}
     assert {path.name for path in tmp_path.iterdir()} == written

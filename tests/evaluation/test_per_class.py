@@ -2,8 +2,8 @@ import pytest
 import torch
 from PIL import Image
 
-from manystream.training.evaluation.confusion_plot import plot_confusion
-from manystream.training.evaluation.per_class import ClassTable, evaluate_classes
+from manystream.evaluation.per_class import ClassTable
+from manystream.evaluation.plots import plot_confusion
 from tests.builders import mask_of
 from tests.training.builders import CPU, dict_batches, tiny_model, tuple_batches
 
@@ -26,7 +26,7 @@ def test_it_counts_what_the_network_says():
     model = tiny_model()
     batches = dict_batches(tuple_batches(24), mask_of("11 01 10 11 01 11 10 11"))
     model.fit(batches, epochs=2, learning_rate=0.01, **CPU)
-    table = evaluate_classes(model, batches, classes="abc", blanked_streams=["rgb"], **CPU)
+    table = model.evaluate_classes(batches, classes="abc", blanked_streams=["rgb"], **CPU)
     expected = torch.zeros(3, 3, dtype=torch.int64)
     model.eval()
     for batch in batches:

@@ -8,6 +8,7 @@ from torch import nn
 
 import manystream as ms
 from manystream.layers import BasicBlock, Bottleneck
+from manystream.tasks import Classification
 from tests.training.builders import tiny_model
 
 STREAMS = {"rgb": 3, "depth": 1}
@@ -43,7 +44,12 @@ def scrambled(model):
 def test_the_depth_is_that_of_the_resnet(depth, block, layers, convolutions):
     with torch.device("meta"):
         model = ms.create_model(depth=depth, streams=STREAMS, num_classes=2, width=0.0625)
-    stages = [model.layer1, model.layer2, model.layer3, model.layer4]
+    stages = [
+        model.network.layer1,
+        model.network.layer2,
+        model.network.layer3,
+        model.network.layer4,
+    ]
     assert tuple(len(stage) for stage in stages) == layers
     assert all(isinstance(b, block) for stage in stages for b in stage)
     per_block = 2 if block is BasicBlock else 3
@@ -52,10 +58,10 @@ def test_the_depth_is_that_of_the_resnet(depth, block, layers, convolutions):
 
 def test_the_width_multiplies_every_stage():
     model = ms.create_model(streams=STREAMS, num_classes=5, width=0.25)
-    assert model.conv1.streams[0].weight.shape == (16, 3, 7, 7)
-    assert isinstance(model.fc, nn.Linear)
-    assert (model.fc.in_features, model.fc.out_features) == (128, 5)
-    assert ms.create_model(streams=STREAMS, num_classes=2, width=0.001).fc.in_features == 1
+    assert model.network.conv1.streams[0].weight.shape == (16, 3, 7, 7)
+    assert isinstance(model.network.fc, nn.Linear)
+    assert (model.network.fc.in_features, model.network.fc.out_features) == (128, 5)
+    assert ms.create_model(streams=STREAMS, num_classes=2, width=0.001).network.fc.in_features == 1
 
 
 def test_streams_are_named_or_numbered():
@@ -63,7 +69,7 @@ def test_streams_are_named_or_numbered():
         "rgb",
         "depth",
     )
-    assert ms.create_model(streams=[3, 1, 2], num_classes=2, width=0.1).in_channels == {
+    assert ms.create_model(streams=[3, 1, 2], num_classes=2, width=0.1).network.in_channels == {
         "0": 3,
         "1": 1,
         "2": 2,
@@ -71,7 +77,10 @@ def test_streams_are_named_or_numbered():
 
 
 def test_dropout_is_before_the_head():
-    assert ms.create_model(streams=STREAMS, num_classes=2, width=0.1, dropout=0.4).dropout.p == 0.4
+    assert (
+        ms.create_model(streams=STREAMS, num_classes=2, width=0.1, dropout=0.4).network.dropout.p
+        == 0.4
+    )
 
 
 @pytest.mark.parametrize(
@@ -84,6 +93,8 @@ def test_dropout_is_before_the_head():
         ({"family": "li_net4"}, "unknown family 'li_net4'; expected one of li_net3"),
         ({"dropout": 1.0}, r"dropout is 1.0; expected a probability in \[0, 1\)"),
         ({"num_classes": 1}, "num_classes is 1; expected at least 2"),
+        ({"num_classes": None}, "expected either num_classes or a task"),
+        ({"task": Classification(2)}, "expected either num_classes or a task"),
         ({"streams": {}}, "expected at least one"),
         ({"streams": {"rgb": 0}}, "each with its number of channels"),
     ],
@@ -96,17 +107,17 @@ def test_what_cannot_be_created(changes, message):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_a_file_gives_the_model_back_bit_for_bit(tmp_path, dtype):
-    model = scrambled(tiny_model(dropout=0.3)).to(dtype).eval()
-    model.classes = ("bed", "desk", "sofa")
+    task = Classification(classes=["bed", "desk", "sofa"])
+    model = scrambled(tiny_model(dropout=0.3, task=task)).to(dtype).eval()
     model.preprocessing = {"image_size": 32, "streams": [{"name": "rgb", "mean": [0.1, 1 / 3]}]}
     model.held_out = {"val_share": 0.3, "split_seed": 7}
     model.save(tmp_path / "model.safetensors")
     loaded = ms.load_model(tmp_path / "model.safetensors").eval()
-    assert loaded.classes == model.classes
+    assert loaded.classes == ("bed", "desk", "sofa")
     assert loaded.preprocessing == model.preprocessing
     assert loaded.held_out == model.held_out
     assert loaded.stream_names == model.stream_names
-    assert loaded.dropout.p == 0.3
+    assert loaded.network.dropout.p == 0.3
     kept, found = model.state_dict(), loaded.state_dict()
     assert list(kept) == list(found)
     for name in kept:
@@ -114,7 +125,7 @@ def test_a_file_gives_the_model_back_bit_for_bit(tmp_path, dtype):
         assert torch.equal(found[name], kept[name])
     images = [torch.randn(2, c, 32, 32).to(dtype) for c in (3, 1)]
     assert torch.equal(loaded(images), model(images))
-    weight = loaded.conv1.streams[0].weight
+    weight = loaded.network.conv1.streams[0].weight
     assert weight.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -129,7 +140,7 @@ def test_saving_again_replaces_the_file_and_leaves_nothing_else(tmp_path):
     tiny_model(seed=1).save(path)
     model = tiny_model(seed=2)
     model.save(path)
-    assert torch.equal(load_file(path)["fc.weight"], model.fc.weight)
+    assert torch.equal(load_file(path)["fc.weight"], model.network.fc.weight)
     assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
 
 
@@ -137,10 +148,11 @@ def test_the_file_says_what_network_it_holds(tmp_path):
     path = tmp_path / "m.safetensors"
     model = ms.create_model(depth=34, streams=STREAMS, num_classes=4, width=0.0625)
     model.save(path)
-    layout = described(path)["layout"]
-    assert layout["layers"] == [3, 4, 6, 3]
-    assert layout["in_channels"] == STREAMS
-    assert ms.load_model(path).num_classes == 4
+    sections = described(path)
+    assert sections["network"]["layers"] == [3, 4, 6, 3]
+    assert sections["network"]["in_channels"] == STREAMS
+    assert sections["task"] == {"type": "classification", "num_classes": 4, "classes": None}
+    assert ms.load_model(path).task.num_outputs == 4
 
 
 def truncate(path):
@@ -190,3 +202,44 @@ def test_no_file(tmp_path):
     for path in (tmp_path / "nothing", tmp_path):
         with pytest.raises(ValueError, match="no model file at"):
             ms.load_model(path)
+
+
+def test_a_state_dict_is_taken_from_the_network_or_the_model():
+    model = scrambled(tiny_model())
+    for state in (model.state_dict(), model.network.state_dict()):
+        again = tiny_model(seed=1)
+        again.load_state_dict(state)
+        found = again.state_dict()
+        assert all(torch.equal(found[n], tensor) for n, tensor in model.state_dict().items())
+    holder = nn.ModuleDict({"inside": tiny_model(seed=1)})
+    holder.load_state_dict({f"inside.{n}": t for n, t in model.network.state_dict().items()})
+    assert torch.equal(holder["inside"].network.fc.weight, model.network.fc.weight)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        model.load_state_dict({"fc.weight": model.network.fc.weight})
+
+
+def test_the_memory_mode_goes_with_the_file(tmp_path):
+    model = tiny_model()
+    model.memory = "lean"
+    model.save(tmp_path / "m.safetensors")
+    assert ms.load_model(tmp_path / "m.safetensors").memory == "lean"
+
+
+def test_a_network_of_ones_own_says_that_it_cannot_be_written(tmp_path):
+    class Own(ms.models.StreamNetwork):
+        pass
+
+    model = ms.StreamModel(Own(STREAMS, 3), Classification(3))
+    with pytest.raises(ValueError, match="Own does not say how it is built"):
+        model.save(tmp_path / "m.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_task_that_nobody_has_imported_is_named(tmp_path, monkeypatch):
+    path = tmp_path / "m.safetensors"
+    model = tiny_model()
+    monkeypatch.setattr(Classification, "name", "ages")
+    model.save(path)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"m\.safetensors .*'ages'.*import the module"):
+        ms.load_model(path)

@@ -14,18 +14,18 @@ from typing import Any
 import jinja2
 from matplotlib.figure import Figure
 
-from manystream.memory.cost import StepCost
-from manystream.training.evaluation.condition_plots import plot_conditions
-from manystream.training.evaluation.robustness import Robustness
-from manystream.training.reports.history import History
-from manystream.training.reports.plots import (
+from manystream.evaluation.conditions import Robustness
+from manystream.evaluation.plots import (
     all_subsets,
+    first_quantity,
+    plot_conditions,
     plot_costs,
     plot_curves,
     plot_subsets,
 )
-from manystream.training.reports.strict_json import strict_json
-from manystream.training.reports.throughput import NUM_PROCESSES, SAMPLES_PER_SECOND
+from manystream.evaluation.strict_json import strict_json
+from manystream.memory.cost import StepCost
+from manystream.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Run:
 
     Attributes:
         name: what the run is called beside others.
+        task: what it was trained on; the same for all that are compared.
         history: what happened in each epoch; empty for a network that was only measured.
         subsets: measurements for every subset of streams, as ``evaluate_subsets`` gives them.
         config: what the run was told, plain values.
@@ -42,7 +43,8 @@ class Run:
     """
 
     name: str
-    history: History
+    task: Task
+    history: Mapping[str, Sequence[float]]
     subsets: Mapping[str, Mapping[str, float]]
     config: Mapping[str, Any]
     cost: StepCost | None = None
@@ -73,7 +75,13 @@ def write_report(runs: Sequence[Run], folder: Path, title: str) -> Path:
     page = folder / "report.html"
     encoded = {name: base64.b64encode(image).decode() for name, image in images.items()}
     rendered = _template().render(
-        title=title, runs=runs, subsets=all_subsets(runs), speeds=_speeds(runs), images=encoded
+        title=title,
+        runs=runs,
+        quantities=runs[0].task.quantities(),
+        first=first_quantity(runs)[0],
+        subsets=all_subsets(runs),
+        speeds=_speeds(runs),
+        images=encoded,
     )
     page.write_text(rendered, encoding="utf-8")
     return page
@@ -96,9 +104,9 @@ def _speeds(runs: Sequence[Run]) -> list[_Speed]:
     """
     speeds = []
     for run in runs:
-        epochs = [v for v in run.history.get(SAMPLES_PER_SECOND, []) if math.isfinite(v)]
+        epochs = [v for v in run.history.get("train_samples_per_second", []) if math.isfinite(v)]
         if epochs:
-            number = int(run.history[NUM_PROCESSES][-1])
+            number = int(run.history["num_processes"][-1])
             speeds.append(_Speed(run.name, number, epochs[0], median(epochs)))
     return speeds
 
@@ -131,7 +139,7 @@ def _png(figure: Figure) -> bytes:
 
 
 def _template() -> jinja2.Template:
-    loader = jinja2.PackageLoader("manystream.training.reports", "templates")
+    loader = jinja2.PackageLoader("manystream.evaluation", "templates")
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined
     )

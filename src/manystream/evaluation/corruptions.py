@@ -59,37 +59,19 @@ class Corruption:
 
 
 def add_noise(images: Tensor, level: float, generator: torch.Generator) -> Tensor:
-    """Add Gaussian noise.
-
-    Args:
-        images: shape (B, C, H, W).
-        level: standard deviation of the noise.
-        generator: random numbers, on the images' device.
-    """
+    """Add Gaussian noise with a standard deviation of ``level`` to (B, C, H, W)."""
     noise = torch.randn(images.shape, generator=generator, device=images.device, dtype=images.dtype)
     return images + level * noise
 
 
 def darken(images: Tensor, level: float, black: tuple[float, ...]) -> Tensor:
-    """Take away a share of the light.
-
-    Args:
-        images: normalised, shape (B, C, H, W).
-        level: share that is taken away; 1 is black.
-        black: a black pixel after normalisation, C numbers.
-    """
+    """Take a share of the light away from (B, C, H, W), where C numbers are a black pixel."""
     floor = images.new_tensor(black).view(-1, 1, 1)
     return floor + (images - floor) * (1 - level)
 
 
 def lose_readings(images: Tensor, level: float, generator: torch.Generator) -> Tensor:
-    """Set pixels to 0, no reading, each with probability ``level``.
-
-    Args:
-        images: normalised depth, shape (B, C, H, W).
-        level: probability.
-        generator: random numbers, on the images' device.
-    """
+    """Set pixels of (B, C, H, W) to 0, no reading, each with probability ``level``."""
     num_images, _, *size = images.shape
     drawn = torch.rand(num_images, 1, *size, generator=generator, device=images.device)
     return torch.where(drawn < level, 0.0, images)

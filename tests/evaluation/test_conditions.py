@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from manystream.data.source import StreamSpec
-from manystream.training import ConditionOptions, evaluate_conditions, evaluate_subsets
+from manystream.evaluation import EvaluationOptions
 from tests.builders import mask_of
 from tests.data.builders import identity
 from tests.training.builders import CPU, dict_batches, tiny_model, tuple_batches
@@ -33,23 +33,23 @@ def model():
 
 def test_every_batch_is_read_once(model):
     batches = Counted(tuple_batches(20))
-    evaluate_conditions(model, batches, preprocessing=PREPROCESSING, **CPU)
+    model.evaluate_conditions(batches, preprocessing=PREPROCESSING, **CPU)
     assert batches.reads == len(batches)
-    evaluate_subsets(model, batches, **CPU)
+    model.evaluate_subsets(batches, **CPU)
     assert batches.reads == 2 * len(batches)
 
 
 def test_subsets_are_those_of_evaluate_subsets(model):
     batches = tuple_batches(20)
-    measured = evaluate_conditions(model, batches, preprocessing=PREPROCESSING, **CPU)
-    assert measured.subsets == evaluate_subsets(model, batches, **CPU)
+    measured = model.evaluate_conditions(batches, preprocessing=PREPROCESSING, **CPU)
+    assert measured.subsets == model.evaluate_subsets(batches, **CPU)
 
 
 @torch.no_grad()
 def test_darkness_on_a_stream_is_what_the_network_says_of_dark_images(model):
     batches = tuple_batches(24)
-    options = ConditionOptions(noise_levels=[], darkness_levels=[0.5, 1.0])
-    measured = evaluate_conditions(model, batches, options, preprocessing=PREPROCESSING, **CPU)
+    options = EvaluationOptions(noise_levels=[], darkness_levels=[0.5, 1.0])
+    measured = model.evaluate_conditions(batches, options, preprocessing=PREPROCESSING, **CPU)
     points = measured.corruptions["darkness"]["rgb"]
     assert [point["level"] for point in points] == [0, 0.5, 1]
     for point in points:
@@ -61,19 +61,19 @@ def test_darkness_on_a_stream_is_what_the_network_says_of_dark_images(model):
 
 
 def test_noise_enough_to_hide_everything_does_hurt(model):
-    options = ConditionOptions(noise_levels=[0.1, 30.0], darkness_levels=[])
-    noise = evaluate_conditions(model, tuple_batches(48), options, **CPU).corruptions["noise"]
+    options = EvaluationOptions(noise_levels=[0.1, 30.0], darkness_levels=[])
+    noise = model.evaluate_conditions(tuple_batches(48), options, **CPU).corruptions["noise"]
     for points in noise.values():
         none, little, much = (point["mean_class_accuracy"] for point in points)
         assert little > none - 0.1
         assert much < none - 0.1
-    again = evaluate_conditions(model, tuple_batches(48), options, **CPU).corruptions["noise"]
+    again = model.evaluate_conditions(tuple_batches(48), options, **CPU).corruptions["noise"]
     assert again == noise
 
 
 def test_absent_images_are_never_looked_at(model):
     batches = dict_batches(tuple_batches(12, 12), mask_of("11 01 10 11 01 10 11 11 10 01 11 11"))
-    measured = evaluate_conditions(model, batches, preprocessing=PREPROCESSING, **CPU)
+    measured = model.evaluate_conditions(batches, preprocessing=PREPROCESSING, **CPU)
     assert measured.subsets["rgb"]["num_samples"] == 9
     for by_stream in measured.corruptions.values():
         for points in by_stream.values():
@@ -86,11 +86,11 @@ def test_a_model_knows_how_its_images_were_prepared(model):
     model.preprocessing = PREPROCESSING.to_dict()
     measured = model.evaluate_conditions(batches, **CPU)
     model.preprocessing = None
-    assert measured == evaluate_conditions(model, batches, preprocessing=PREPROCESSING, **CPU)
+    assert measured == model.evaluate_conditions(batches, preprocessing=PREPROCESSING, **CPU)
 
 
 def test_curves_know_what_is_left_without_the_stream(model):
-    measured = evaluate_conditions(model, tuple_batches(20), preprocessing=PREPROCESSING, **CPU)
+    measured = model.evaluate_conditions(tuple_batches(20), preprocessing=PREPROCESSING, **CPU)
     curves = measured.curves()
     assert list(curves) == [
         "streams lost at random",
@@ -108,12 +108,12 @@ def test_curves_know_what_is_left_without_the_stream(model):
 
 def test_darkness_needs_to_know_what_is_black(model):
     with pytest.raises(ValueError, match="darkness needs preprocessing"):
-        evaluate_conditions(model, tuple_batches(4), **CPU)
+        model.evaluate_conditions(tuple_batches(4), **CPU)
 
 
 def test_nothing_to_measure(model):
     with pytest.raises(ValueError, match="the loader has no sample"):
-        evaluate_conditions(model, [], ConditionOptions(darkness_levels=[]), **CPU)
+        model.evaluate_conditions([], EvaluationOptions(darkness_levels=[]), **CPU)
 
 
 @pytest.mark.parametrize(
@@ -128,4 +128,4 @@ def test_nothing_to_measure(model):
 )
 def test_options_that_cannot_be(changes, message):
     with pytest.raises(ValueError, match=message):
-        ConditionOptions(**changes)
+        EvaluationOptions(**changes)

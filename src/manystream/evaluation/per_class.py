@@ -6,11 +6,14 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_confusion_matrix
+from torchmetrics.classification import MulticlassConfusionMatrix
 
+from manystream.evaluation.inference import answer, inferring, read
+from manystream.evaluation.subsets import without
 from manystream.models import StreamNetwork
-from manystream.training.evaluation.answers import UNANSWERED, Condition, collect_answers
+from manystream.tasks import Classification, Task
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class ClassTable:
 
 def evaluate_classes(
     network: StreamNetwork,
+    task: Task,
     loader: Iterable[Any],
     *,
     classes: Sequence[str] | None = None,
@@ -80,23 +84,24 @@ def evaluate_classes(
 
     Args:
         network: the network.
-        loader: batches as :func:`read_batch` takes them, with targets.
-        classes: names of the classes; their numbers by default.
+        task: a classification.
+        loader: batches as :func:`manystream.streams.read_batch` takes them, with targets.
+        classes: names of the classes; those of the task by default.
         blanked_streams: names of streams to take away. A sample that has no other is left out.
-        accelerator: device, by Lightning's names.
+        accelerator: device, see :func:`manystream.evaluation.inference.device_of`.
         progress: whether to show a progress bar.
 
     Raises:
-        ValueError: if a batch does not fit the network.
+        ValueError: if the task has no classes, or a batch does not fit the network.
     """
-    kept = tuple(name not in blanked_streams for name in network.stream_names)
-    done = collect_answers(
-        network, loader, [Condition(kept)], accelerator=accelerator, progress=progress
-    )
-    answers = done.answers[0]
-    answered = answers.predicted != UNANSWERED
-    confusion = multiclass_confusion_matrix(
-        answers.predicted[answered], answers.target[answered], network.num_classes
-    )
-    names = map(str, range(network.num_classes)) if classes is None else classes
-    return ClassTable(tuple(names), confusion.cpu())
+    if not isinstance(task, Classification):
+        raise ValueError(f"the task is {task.name}; a table of classes is for classification")
+    kept = torch.tensor(without(network, blanked_streams))
+    with inferring(network, accelerator) as device:
+        confusion = MulticlassConfusionMatrix(task.num_outputs, validate_args=False).to(device)
+        for batch in read(network, loader, device, task=task, progress=progress):
+            left = batch.keep(batch.presence.mask & kept)
+            if len(left):
+                confusion.update(answer(network, left), left.target)
+        counts = confusion.confmat.cpu()
+    return ClassTable(task.class_names() if classes is None else tuple(classes), counts)

@@ -6,9 +6,9 @@ from manystream.batch import StreamBatch
 from manystream.data.preprocessing import Preprocessing, normalise
 from manystream.data.source import StreamSpec
 from manystream.data.statistics import StreamStatistics
+from manystream.evaluation.conditions import EvaluationOptions, corruptions_of
+from manystream.evaluation.corruptions import Corruption
 from manystream.presence import Presence
-from manystream.training.evaluation.conditions import ConditionOptions, corruptions_of
-from manystream.training.evaluation.corruptions import Corruption
 
 COLOR = StreamSpec("rgb", 3, "color")
 DEPTH = StreamSpec("depth", 1, "depth")
@@ -41,7 +41,7 @@ def batch_of(color, depth):
 
 
 def corrupted(batch, kind, stream, level, seed=0):
-    options = ConditionOptions(
+    options = EvaluationOptions(
         **{"noise_levels": [], "darkness_levels": [], f"{kind}_levels": [level]}
     )
     corruption = corruptions_of(options, 2, PREPROCESSING)[stream]

@@ -1,0 +1,236 @@
+"""Figures of runs: curves, subsets of streams, failing sensors, cost; and of one network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
+from typing import TYPE_CHECKING
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from manystream.data.looking.lettering import literal
+from manystream.evaluation.conditions import Curve
+from manystream.evaluation.per_class import ClassTable
+from manystream.tasks import Quantity
+
+if TYPE_CHECKING:
+    from manystream.evaluation.report import Run
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+_MOST_COLUMNS = 3
+_MOST_CLASSES_WITH_NUMBERS = 20
+
+_SHARE = Quantity("", is_share=True)
+
+
+def plot_curves(runs: Sequence[Run]) -> Figure:
+    """Loss, first metric, dropout probability and speed over the epochs of each run.
+
+    Validation is drawn solid, training dashed.
+    """
+    name, quantity = first_quantity(runs)
+    figure = Figure(figsize=(13, 3.4), layout="constrained")
+    loss, metric, probability, speed = figure.subplots(1, 4)
+    for run, color in zip(runs, cycle(COLORS), strict=False):
+        _curve(loss, run, "loss", color)
+        _curve(metric, run, name, color)
+        values = run.history["dropout_probability"]
+        probability.plot(range(1, len(values) + 1), values, color=color)
+        values = run.history.get("train_samples_per_second", [])
+        speed.plot(range(1, len(values) + 1), values, color=color)
+    _dress(loss, "loss")
+    _dress(metric, quantity.title)
+    _scale(metric, quantity, 1)
+    _dress(probability, "modality dropout probability")
+    _scale(probability, _SHARE, 1)
+    _dress(speed, "training samples per second")
+    for axes in (loss, metric, probability, speed):
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    speed.set_ylim(bottom=0)
+    loss.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def plot_subsets(runs: Sequence[Run]) -> Figure:
+    """First metric of each run for every subset of streams, as bars; dotted, that of guessing."""
+    name, quantity = first_quantity(runs)
+    subsets = all_subsets(runs)
+    figure = Figure(figsize=(max(5.0, 1.6 * len(subsets) + 2), 3.6), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(runs)
+    for i, (run, color) in enumerate(zip(runs, cycle(COLORS), strict=False)):
+        measured = [(x, run.subsets[s]) for x, s in enumerate(subsets) if s in run.subsets]
+        values = [metrics[name] for _, metrics in measured]
+        places = [x + (i - (len(runs) - 1) / 2) * width for x, _ in measured]
+        bars = axes.bar(places, values, width * 0.95, color=color, label=literal(run.name))
+        texts = [f"{v:.0%}" if quantity.is_share else f"{v:.3g}" for v in values]
+        axes.bar_label(bars, texts, fontsize=8, padding=2)
+    axes.set_xticks(range(len(subsets)), [literal(subset) for subset in subsets])
+    axes.set_xlabel("streams present")
+    _dress(axes, quantity.title)
+    _scale(axes, quantity, 1.08)
+    if len(runs) > 1:
+        figure.legend(fontsize=9, frameon=False, loc="outside lower center", ncols=len(runs))
+    return figure
+
+
+def all_subsets(runs: Sequence[Run]) -> list[str]:
+    """Subsets of streams that any of the runs was measured with, in order."""
+    return list(dict.fromkeys(subset for run in runs for subset in run.subsets))
+
+
+def first_quantity(runs: Sequence[Run]) -> tuple[str, Quantity]:
+    """Name of the metric that the runs' task puts first, and how it is shown."""
+    return next(iter(runs[0].task.quantities().items()))
+
+
+def plot_conditions(runs: Sequence[Run]) -> Figure:
+    """First metric of each run against random loss, and noise and darkness on a stream.
+
+    A dashed line says what is left without that stream: beyond it, the network would do better if
+    it did not see the stream at all.
+    """
+    _, quantity = first_quantity(runs)
+    measured = [(run.name, run.robustness) for run in runs if run.robustness is not None]
+    curves = {name: robustness.curves() for name, robustness in measured}
+    titles = list(dict.fromkeys(title for by_title in curves.values() for title in by_title))
+    figure, panels = _grid(len(titles))
+    for axes, title in zip(panels, titles, strict=False):
+        for (name, by_title), color in zip(curves.items(), cycle(COLORS), strict=False):
+            if title in by_title:
+                _draw_condition(axes, by_title[title], name, color)
+        _dress(axes, title)
+        _scale(axes, quantity, 1.02)
+        axes.grid(alpha=0.25)
+    figure.supylabel(quantity.title, fontsize=10)
+    handles, labels = next(iter(figure.axes)).get_legend_handles_labels()
+    if len(runs) > 1:
+        figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=len(runs))
+    return figure
+
+
+def plot_confusion(table: ClassTable) -> Figure:
+    """Share of each class's samples taken for each class, as colors and, if few, numbers."""
+    samples = table.confusion.sum(dim=1, keepdim=True).clamp_min(1)
+    shares = (table.confusion / samples).tolist()
+    side = min(3.0 + 0.35 * len(table.classes), 24.0)
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axes, label="share of the class", shrink=0.8)
+    places, names = range(len(table.classes)), [literal(name) for name in table.classes]
+    axes.set_xticks(places, names, rotation=90, fontsize=8)
+    axes.set_yticks(places, names, fontsize=8)
+    axes.set_xlabel("taken for")
+    axes.set_ylabel("class")
+    if len(table.classes) <= _MOST_CLASSES_WITH_NUMBERS:
+        _write_shares(axes, shares)
+    return figure
+
+
+def plot_costs(runs: Sequence[Run]) -> Figure:
+    """Parameters, and memory and time of a training step, of the runs that know them, as bars."""
+    known = [(run.name, run.cost) for run in runs if run.cost is not None]
+    names = [literal(name) for name, _ in known]
+    panels = {
+        "parameters, millions": [cost.num_parameters / 1e6 for _, cost in known],
+        "peak memory of a step, MiB": [cost.peak_bytes / 2**20 for _, cost in known],
+        "time of a step, ms": [cost.step_ms for _, cost in known],
+    }
+    figure = Figure(figsize=(11, 0.4 * len(known) + 1.2), layout="constrained")
+    for axes, (title, values) in zip(
+        figure.subplots(1, 3, sharey=True), panels.items(), strict=True
+    ):
+        bars = axes.barh(names, values, color=COLORS[0])
+        axes.bar_label(bars, [f"{v:.3g}" for v in values], fontsize=8, padding=2)
+        _dress(axes, title)
+        axes.margins(x=0.15)
+    axes.invert_yaxis()  # shared: the first run stands on top
+    return figure
+
+
+def plot_layers(by_layer: Mapping[str, Mapping[str, float]], title: str) -> Figure:
+    """One line per stream over the layers of a network, on a logarithmic scale.
+
+    Args:
+        by_layer: by layer, one number per stream, as ``models.contributions`` gives them.
+        title: headline of the figure.
+    """
+    layers = list(by_layer)
+    names = list(dict.fromkeys(name for values in by_layer.values() for name in values))
+    figure = Figure(figsize=(max(6.0, 0.32 * len(layers) + 2), 4), layout="constrained")
+    axes = figure.subplots()
+    for name, color in zip(names, cycle(COLORS), strict=False):
+        values = [abs(by_layer[layer].get(name, math.nan)) for layer in layers]
+        axes.plot(range(len(layers)), values, "o-", color=color, label=literal(name), markersize=4)
+    axes.set_xticks(range(len(layers)), layers, rotation=90, fontsize=8)
+    axes.set_yscale("log")
+    _dress(axes, title)
+    axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def _grid(num_panels: int) -> tuple[Figure, Iterable[Axes]]:
+    """A figure with room for so many panels, and the panels; what is left over is hidden."""
+    columns = max(min(num_panels, _MOST_COLUMNS), 1)
+    rows = -(-num_panels // columns) or 1
+    figure = Figure(figsize=(3.7 * columns, 3.1 * rows + 0.3), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten()
+    for unused in panels[num_panels:]:
+        unused.set_axis_off()
+    return figure, panels
+
+
+def _draw_condition(axes: Axes, curve: Curve, name: str, color: str) -> None:
+    axes.errorbar(
+        curve.levels,
+        curve.values,
+        curve.spread,
+        fmt="o-",
+        color=color,
+        markersize=4,
+        capsize=2,
+        label=literal(name),
+    )
+    if curve.without is not None:
+        axes.axhline(curve.without, color=color, linestyle="--", linewidth=1)
+        # On the left, since curves begin far above it.
+        place = (curve.levels[0], curve.without)
+        axes.annotate("without", place, (0, 2), textcoords="offset points", fontsize=8, color=color)
+    axes.set_xlabel(curve.unit, fontsize=9)
+
+
+def _write_shares(axes: Axes, shares: list[list[float]]) -> None:
+    for row, of_class in enumerate(shares):
+        for column, share in enumerate(of_class):
+            if share >= 0.005:
+                color = "white" if share > 0.5 else "black"
+                text = f"{100 * share:.0f}"
+                axes.text(column, row, text, ha="center", va="center", color=color, fontsize=7)
+
+
+def _curve(axes: Axes, run: Run, quantity: str, color: str) -> None:
+    for stage, style in (("val", "-"), ("train", "--")):
+        values = run.history.get(f"{stage}_{quantity}", [])
+        label = f"{run.name}, {'validation' if stage == 'val' else 'training'}"
+        axes.plot(range(1, len(values) + 1), values, style, color=color, label=literal(label))
+
+
+def _dress(axes: Axes, title: str) -> None:
+    axes.set_title(literal(title), fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _scale(axes: Axes, quantity: Quantity, top: float) -> None:
+    """Scale the values of a quantity; shares go from 0 to ``top``. Dotted, what guessing gives."""
+    if quantity.is_share:
+        axes.set_ylim(0, top)
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+    if quantity.chance is not None:
+        axes.axhline(quantity.chance, color="#888888", linestyle=":", linewidth=1)
