@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "presence": NOBODY,
     "batch": {"presence"},
     "dropout": NOBODY,
-    "functional": NOBODY,
+    "functional": {"presence"},
     "layers": CORE,
     "models": CORE | {"layers"},
     "tasks": NOBODY,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,8 @@ from torch import Tensor
 import manystream as ms
 from harness.baselines import BASELINES
 from harness.cases import NUM_CLASSES, Case, network_of
-from manystream import StreamBatch
+from manystream import StreamBatch, StreamResNet
+from manystream.models.memory_modes import MemoryMode
 
 Loss = Callable[[], Tensor]
 """Runs a forward pass and returns its loss."""
@@ -37,9 +39,11 @@ class Workload:
         self.case = case
         self.device = torch.device(case.device)
         self.network = network_of(case)
-        self._baseline = BASELINES[case.name](self.network) if case.is_baseline else None
+        self._baseline = (
+            BASELINES[case.name](cast(StreamResNet, self.network)) if case.is_baseline else None
+        )
         if self._baseline is None:
-            self.network.memory = case.name
+            self.network.memory = cast(MemoryMode, case.name)
         parameters = self.network.parameters()
         self._optimizer = torch.optim.SGD(parameters, lr=1e-3, momentum=0.9, fused=True)
         self.images = [self._noise(channels) for channels in case.streams.values()]
