@@ -39,10 +39,10 @@ class Workload:
         self.case = case
         self.device = torch.device(case.device)
         self.network = network_of(case)
-        self._baseline = (
-            BASELINES[case.name](cast(StreamResNet, self.network)) if case.is_baseline else None
-        )
-        if self._baseline is None:
+        self._baseline = None
+        if case.is_baseline:
+            self._baseline = BASELINES[case.name](cast(StreamResNet, self.network))
+        else:
             self.network.memory = cast(MemoryMode, case.name)
         parameters = self.network.parameters()
         self._optimizer = torch.optim.SGD(parameters, lr=1e-3, momentum=0.9, fused=True)

@@ -30,6 +30,8 @@ BLOCKS: dict[str, type[BasicBlock] | type[Bottleneck]] = {
 
 STAGE_WIDTHS = (64, 128, 256, 512)
 
+_WIDEST = 16  # 8,192 channels at the end; a typing error beyond
+
 DEPTHS: dict[int, tuple[str, tuple[int, int, int, int]]] = {
     18: ("basic", (2, 2, 2, 2)),
     34: ("basic", (3, 4, 6, 3)),
@@ -171,10 +173,10 @@ def resnet_size(depth: int, width: float = 1.0) -> dict[str, Any]:
 
     Args:
         depth: 18 or 34 (basic blocks), 50 or 101 (bottlenecks).
-        width: multiplier of the widths 64, 128, 256, 512.
+        width: multiplier of the widths 64, 128, 256, 512, up to 16.
 
     Raises:
-        ValueError: if there is no such depth, or the width is not above 0.
+        ValueError: if there is no such depth, or the width is outside of that.
 
     Example:
         >>> resnet_size(18, 0.5)
@@ -182,8 +184,8 @@ def resnet_size(depth: int, width: float = 1.0) -> dict[str, Any]:
     """
     if depth not in DEPTHS:
         raise ValueError(f"depth is {depth}; expected one of {', '.join(map(str, DEPTHS))}")
-    if width <= 0:
-        raise ValueError(f"width is {width}; expected a multiplier above 0")
+    if not 0 < width <= _WIDEST:
+        raise ValueError(f"width is {width}; expected a multiplier above 0, up to {_WIDEST}")
     block, layers = DEPTHS[depth]
     widths = tuple(max(round(w * width), 1) for w in STAGE_WIDTHS)
     return {"block": block, "layers": layers, "widths": widths}
