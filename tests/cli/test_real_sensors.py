@@ -135,9 +135,9 @@ def test_validation_of_training_data_is_of_other_places(root):
 
 def test_a_model_is_evaluated_on_what_it_was_not_trained_on(root, capsys):
     data = training_data(options_for(root, val_share=0.4, split_seed=3), report=lambda line: None)
-    model = ms.create_model(streams=data.in_channels, num_classes=19, width=0.0625)
-    model.classes, model.preprocessing = data.classes, data.preprocessing.to_dict()
-    model.held_out = data.held_out
+    task = ms.tasks.Classification(classes=data.classes)
+    model = ms.create_model(streams=data.in_channels, task=task, width=0.0625)
+    model.preprocessing, model.held_out = data.preprocessing.to_dict(), data.held_out
     loader = evaluation_loader(model, root, options_for(root, split_seed=3))
     assert loader.dataset.source.ids == data.val.dataset.source.ids
     assert capsys.readouterr().out.splitlines()[0] == "--data.val_share is 0.4, as in training"

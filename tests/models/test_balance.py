@@ -116,7 +116,7 @@ def test_training_with_it_balances_the_streams():
     def last_of(weight):
         model = tiny_model()
         with torch.no_grad():
-            for parameter in model.conv1.streams[1].parameters():
+            for parameter in model.network.conv1.streams[1].parameters():
                 parameter.mul_(30)
         history = model.fit(
             tuple_batches(24), epochs=4, learning_rate=0.02, balance_penalty=weight, **CPU
