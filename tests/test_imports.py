@@ -28,11 +28,12 @@ HEAVY = (
 )
 
 NOBODY: set[str] = set()
-CORE = {"choices", "extras", "functional", "presence", "batch"}
+CORE = {"choices", "extras", "files", "functional", "presence", "batch"}
 BELOW_DATA = CORE | {"dropout", "layers", "models", "tasks", "graphs", "memory"}
 MAY_IMPORT = {
     "choices": NOBODY,
     "extras": NOBODY,
+    "files": NOBODY,
     "presence": NOBODY,
     "batch": {"presence"},
     "dropout": NOBODY,

@@ -354,7 +354,7 @@ def test_ctrl_c_keeps_weights_and_history(tmp_path, monkeypatch, capsys):
     assert signal.getsignal(signal.SIGINT) is handler
     assert str(out) in capsys.readouterr().out
     assert len(strict(out / "history.json")["train_loss"]) == 1
-    assert (out / "checkpoints/epoch-00001-batch-00000000.safetensors").exists()
+    assert (out / "checkpoints/epoch-00001-batch-00000000.ckpt").exists()
     assert not (out / "report.html").exists()
     words = ("--model", out / "model.safetensors", *SCENES, "--blanked-streams", "[rgb]")
     assert status("evaluate", *words) == 0

@@ -12,8 +12,7 @@ from manystream.cli.nearest import option_names
 from manystream.cli.options import TrainOptions
 from manystream.data.dataset import StreamDataset
 from manystream.model import StreamModel
-from manystream.training.checkpoints import checkpoint_file
-from manystream.training.checkpoints.run_folder import RunFolder
+from manystream.training.run_folder import RunFolder
 from manystream.training.termination import Terminated
 from tests.cli.test_main import SCENES, status, train
 from tests.training.builders import repeatable
@@ -22,15 +21,15 @@ from tests.training.reports.test_history import strict
 
 def fail_on_save(monkeypatch, error, number=2):
     """Have some checkpoint of a run fail."""
-    original, saved = checkpoint_file.save_file, []
+    original, saved = torch.save, []
 
-    def failing(tensors, path, metadata):
-        saved.append(path)
+    def failing(content, file):
+        saved.append(file)
         if len(saved) == number:
             raise error
-        original(tensors, path, metadata)
+        original(content, file)
 
-    monkeypatch.setattr(checkpoint_file, "save_file", failing)
+    monkeypatch.setattr(torch, "save", failing)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +77,7 @@ def test_sigterm_saves_everything_and_the_command_it_names_ends_the_run(
         patch.setattr(StreamDataset, "__getitem__", read_until_terminated)
         assert train(out, "--fit.epochs=3") == 143
     assert signal.getsignal(signal.SIGTERM) is handler
-    assert (out / "checkpoints/epoch-00001-batch-00000001.safetensors").exists()
+    assert (out / "checkpoints/epoch-00001-batch-00000001.ckpt").exists()
     assert (out / "model.safetensors").exists()
     assert not (out / "report.html").exists()
     printed = capsys.readouterr()

@@ -216,7 +216,7 @@ def test_two_killed_processes_end_as_if_they_had_not_been(tmp_path, changes, kil
     cut = tmp_path / "cut"
     assert KILLED in in_processes(train, 4, changes, cut, False, kill_at, count=2, may_fail=True)
     assert list((cut / "checkpoints").glob("epoch-*"))
-    assert not (tmp_path / "cut/checkpoints/final.safetensors").exists()
+    assert not (tmp_path / "cut/checkpoints/final.ckpt").exists()
     resumed = in_processes(train, 4, changes, cut, True, count=2)
     for (weights, history, _), (expected_weights, expected_history, _) in zip(
         resumed, whole, strict=True

@@ -15,7 +15,7 @@ from manystream.data.options import DataOptions
 from manystream.data.transforms import EvalTransform
 from manystream.dropout import scheduled_probability
 from manystream.training import FitOptions
-from manystream.training.checkpoints.checkpoint_file import read_checkpoint
+from manystream.training.checkpoints import read_state
 from manystream.training.fit import check_fit
 from manystream.training.schedule import warmup_cosine
 from tests.builders import mask_of
@@ -30,7 +30,7 @@ OF_TRAINING = {
     "learning_rate",
     "num_processes",
 }
-FINAL = "final.safetensors"
+FINAL = "final.ckpt"
 OF_VALIDATION = {f"val_{q}" for q in (*QUANTITIES, "num_samples")}
 
 
@@ -179,8 +179,8 @@ def test_what_is_left_on_disk(tmp_path):
     assert (out / "logs/metrics.csv").read_text().count("\n") > 2
     assert list((out / "logs").glob("events.out.tfevents.*"))
     names = {path.name for path in (out / "checkpoints").glob("[!.]*")}
-    assert names == {"epoch-00001-batch-00000000.safetensors", "best.safetensors", FINAL}
-    saved = read_checkpoint(out / "checkpoints" / FINAL)
+    assert names == {"epoch-00001-batch-00000000.ckpt", "best.ckpt", FINAL}
+    saved = read_state(out / "checkpoints" / FINAL)
     for name, tensor in model.state_dict().items():
         assert torch.equal(saved["state_dict"][name], tensor)
 
@@ -218,8 +218,8 @@ def test_ctrl_c_keeps_what_was_finished(tmp_path):
         model.fit(loader, tuple_batches(8), epochs=5, out_dir=tmp_path, **CPU)
     kept = strict(tmp_path / "history.json")
     assert {len(values) for values in kept.values()} == {2}
-    state = tmp_path / "checkpoints/epoch-00002-batch-00000000.safetensors"
-    assert read_checkpoint(state)["epoch"] == 2
+    state = tmp_path / "checkpoints/epoch-00002-batch-00000000.ckpt"
+    assert read_state(state)["epoch"] == 2
     assert signal.getsignal(signal.SIGINT) is handler
 
 

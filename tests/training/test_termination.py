@@ -50,9 +50,9 @@ def test_sigterm_saves_within_the_epoch_and_says_how_to_go_on(handler, tmp_path,
         tiny_model().fit(loader, tuple_batches(8), OPTIONS, out_dir=tmp_path)
     assert ended.value.code == 143
     assert isinstance(ended.value, SystemExit)
-    state = tmp_path / "checkpoints/epoch-00000-batch-00000003.safetensors"
+    state = tmp_path / "checkpoints/epoch-00000-batch-00000003.ckpt"
     assert state.exists()
-    assert not (tmp_path / "checkpoints/final.safetensors").exists()
+    assert not (tmp_path / "checkpoints/final.ckpt").exists()
     said = "SIGTERM ended training after batch 3 of epoch 0 (counted from 0); its state is in "
     assert ended.value.message == f"{said}{state}; go on with resume=True"
     assert [record.getMessage() for record in caplog.records] == [ended.value.message]
@@ -64,7 +64,7 @@ def test_accumulated_gradients_are_not_lost(tmp_path):
     with pytest.raises(Terminated, match="143"):
         tiny_model().fit(loader, epochs=1, accumulate_batches=3, out_dir=tmp_path, **CPU)
     [state] = (tmp_path / "checkpoints").glob("epoch-*")
-    assert state.name == "epoch-00000-batch-00000006.safetensors"
+    assert state.name == "epoch-00000-batch-00000006.ckpt"
 
 
 def test_without_a_folder_it_says_that_nothing_is_kept(handler):

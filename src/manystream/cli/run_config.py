@@ -12,6 +12,7 @@ import yaml
 
 from manystream.cli.options import TrainOptions
 from manystream.cli.output import fresh_path, plain
+from manystream.files import replacing
 
 _FILE = "config.yaml"
 _FREE = ("data.num_workers", "data.root", "fit.progress")
@@ -77,9 +78,8 @@ def write_config(folder: Path, config: Mapping[str, Any]) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f".{_FILE}.partial"
-        partial.write_text(yaml.safe_dump(dict(config), sort_keys=False))
-        partial.replace(folder / _FILE)
+        with replacing(folder / _FILE) as partial:
+            partial.write_text(yaml.safe_dump(dict(config), sort_keys=False))
     except OSError as error:
         raise ValueError(
             f"cannot write into --out {folder}: {error.strerror}; name a folder that can be "

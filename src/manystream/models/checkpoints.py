@@ -54,7 +54,8 @@ def _read_file(path: Path) -> Any:
         raise ValueError(f"no checkpoint at {path}")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
-    _check_zip(path)
+    if damage := zip_damage(path):
+        raise ValueError(f"{path} is damaged: {damage}; get the file anew")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -66,11 +67,15 @@ def _read_file(path: Path) -> Any:
         raise ValueError(f"{path} is damaged or no checkpoint ({_first_line(error)})") from error
 
 
-def _check_zip(path: Path) -> None:
-    """Compare what ``torch.save`` wrote with its checksums, which ``torch.load`` does not."""
+def zip_damage(path: Path) -> str | None:
+    """Compare a file of ``torch.save`` with its checksums, which ``torch.load`` does not.
+
+    Returns:
+        What is wrong; None if nothing is, or the file is no zip.
+    """
     with path.open("rb") as file:
         if file.read(len(_ZIP)) != _ZIP:
-            return
+            return None
     try:
         with ZipFile(path) as content:
             entries = content.infolist()
@@ -79,11 +84,8 @@ def _check_zip(path: Path) -> None:
             summed = any(entry.CRC for entry in entries)  # They can be switched off.
             damaged = folders[0] if folders else content.testzip() if summed else None
     except Exception as error:  # zipfile's own kinds, zlib's, and whatever damaged sizes lead to
-        raise ValueError(f"{path} is damaged ({_first_line(error)})") from error
-    if damaged is not None:
-        raise ValueError(
-            f"{path} is damaged: {damaged} in it is not what its checksum says; get the file anew"
-        )
+        return _first_line(error)
+    return None if damaged is None else f"{damaged} in it is not what its checksum says"
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

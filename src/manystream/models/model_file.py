@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from manystream.extras import train_extra
+from manystream.files import replacing
 
 _METADATA, _DIGEST = "manystream", "digest"
 
@@ -51,13 +52,9 @@ def write_model_file(
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps({"format": _FORMAT, **sections})
     metadata = {_METADATA: text, _DIGEST: content_digest(text, state)}
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with replacing(path) as partial:
         # Not save_file: what that writes only the owner may read, whatever the umask says.
         partial.write_bytes(save(state, metadata))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_model_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

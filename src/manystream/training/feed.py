@@ -17,7 +17,7 @@ from torch.utils.data import (
 )
 
 from manystream.data.sampler import own_sampler
-from manystream.training.checkpoints.random_state import random_state, set_random_state
+from manystream.training.checkpoints import random_state, set_random_state
 from manystream.training.distributed import Vote
 from manystream.training.trainer import Batches
 

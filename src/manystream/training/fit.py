@@ -14,11 +14,7 @@ from manystream.data.sampler import select_before_reading, shared
 from manystream.models import StreamNetwork
 from manystream.tasks import Task
 from manystream.training.callbacks import check_against_network, make_callbacks
-from manystream.training.checkpoints.checkpoint_file import VerifiedCheckpointIO
-from manystream.training.checkpoints.random_state import kept_random_state
-from manystream.training.checkpoints.resume import check_same_network, finish
-from manystream.training.checkpoints.run_folder import RunFolder
-from manystream.training.checkpoints.state_saver import StateSaver
+from manystream.training.checkpoints import StateIO, kept_random_state
 from manystream.training.distributed import JointBatchNorm, first_to_start
 from manystream.training.feed import Feed, check_lasts, share_of
 from manystream.training.memory.out_of_memory import (
@@ -36,6 +32,8 @@ from manystream.training.recipe.precision import (
 )
 from manystream.training.reports.history import History, HistoryRecorder
 from manystream.training.reports.loggers import make_loggers
+from manystream.training.run_folder import RunFolder, check_same_network, finish
+from manystream.training.state_saver import StateSaver
 from manystream.training.termination import EndAtStep, EndInValidation, Terminated, Termination
 from manystream.training.trainer import trainer_session
 
@@ -214,7 +212,7 @@ def _run(
 
 
 def _session(options: FitOptions, folder: RunFolder | None, callbacks: list[pl.Callback]) -> Any:
-    plugins: list[Any] = [VerifiedCheckpointIO(), *precision_plugins(options.precision)]
+    plugins: list[Any] = [StateIO(), *precision_plugins(options.precision)]
     if options.sync_batchnorm:
         plugins.append(JointBatchNorm())
     return trainer_session(

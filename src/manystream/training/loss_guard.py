@@ -11,8 +11,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from manystream.batch import StreamBatch
-from manystream.training.checkpoints.state_saver import StateSaver
 from manystream.training.param_groups import network_of
+from manystream.training.state_saver import StateSaver
 
 _IDS_SHOWN = 64
 
@@ -166,9 +166,7 @@ def _gathered(found: list[tuple[float, str]]) -> list[tuple[float, str]]:
 
 def _last_good(trainer: pl.Trainer) -> str:
     """Where the newest checkpoint lies; all that exist were taken at steps with finite losses."""
-    savers = [c for c in trainer.checkpoint_callbacks if isinstance(c, StateSaver)]
-    kept = [path for saver in savers for path in saver.folder.checkpoints.glob("*.safetensors")]
-    if not kept:
-        return "No checkpoint has been written yet."
-    newest = max(kept, key=lambda path: (path.stat().st_mtime_ns, path.name))
-    return f"The last good checkpoint is {newest}."
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, StateSaver) and callback.folder.latest is not None:
+            return f"The last good checkpoint is {callback.folder.latest}."
+    return "No checkpoint has been written yet."

@@ -14,8 +14,8 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
 
-from manystream.training.checkpoints.state_saver import StateSaver
 from manystream.training.distributed import Vote, outlive_children
+from manystream.training.state_saver import StateSaver
 
 TERMINATED = 128 + signal.SIGTERM
 """Exit status, by the shell's convention."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from manystream.dropout import ModalityDropout
 from manystream.evaluation.strict_json import strict_json
+from manystream.files import replacing
 
 
 class History(dict[str, list[float]]):
@@ -36,9 +37,8 @@ class History(dict[str, list[float]]):
 
     def save(self, path: Path) -> None:
         """Write strict JSON; a reader sees the old file or the new one, never half of one."""
-        partial = path.with_suffix(".partial")
-        partial.write_text(strict_json(self) + "\n")
-        partial.replace(path)
+        with replacing(path) as partial:
+            partial.write_text(strict_json(self) + "\n")
 
 
 class HistoryRecorder(pl.Callback):

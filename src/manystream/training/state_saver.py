@@ -6,13 +6,15 @@ import math
 from typing import Any, Literal
 
 import lightning.pytorch as pl
+import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Checkpoint
+from torch import Tensor
+from torchmetrics import Metric
 
-from manystream.training.checkpoints.epoch_metrics import epoch_metrics_state, set_epoch_metrics
-from manystream.training.checkpoints.random_state import random_state
-from manystream.training.checkpoints.run_folder import RunFolder
+from manystream.training.checkpoints import random_state
 from manystream.training.feed import Feed
+from manystream.training.run_folder import RunFolder
 
 
 class StateSaver(Checkpoint):
@@ -58,7 +60,7 @@ class StateSaver(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Bring back what the epoch had logged."""
         if self._metrics is not None:
-            set_epoch_metrics(trainer, pl_module, self._metrics)
+            _set_epoch_metrics(trainer, pl_module, self._metrics)
             self._metrics = None
         if self._is_best and trainer.is_global_zero:  # killed before the state got its second name
             self.folder.keep_as_best(self.folder.state_path(trainer.current_epoch, 0))
@@ -164,7 +166,7 @@ class StateSaver(Checkpoint):
             "batch": batch,
             "random_before": self.feed.random_before if batch else now,
             "random_now": now,
-            "metrics": epoch_metrics_state(trainer, trainer.lightning_module) if batch else None,
+            "metrics": _epoch_metrics(trainer, trainer.lightning_module) if batch else None,
         }
 
 
@@ -184,3 +186,77 @@ def _gathered(state: dict[str, Any]) -> list[dict[str, Any]]:
     states: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(states, state)
     return states
+
+
+_ARGUMENTS = (
+    "prog_bar",
+    "logger",
+    "on_step",
+    "on_epoch",
+    "enable_graph",
+    "add_dataloader_idx",
+    "metric_attribute",
+)
+
+
+def _epoch_metrics(trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, Any]:
+    """Collect sums and counts of this process since the epoch began.
+
+    Lightning keeps them in result objects that are no part of its checkpoints and have no public
+    access; only this file looks into them.
+    """
+    results = trainer.fit_loop.epoch_loop._results.values()
+    return {
+        "logged": [_described(result) for result in results if not result.has_reset],
+        "sums": [_sums(result) for result in results if not result.has_reset and result.is_tensor],
+        "metrics": {
+            name: _sums(part) for name, part in module.named_modules() if isinstance(part, Metric)
+        },
+    }
+
+
+def _set_epoch_metrics(
+    trainer: pl.Trainer, module: pl.LightningModule, state: dict[str, Any]
+) -> None:
+    """Go on counting where :func:`_epoch_metrics` was taken."""
+    logged = [_log_again(trainer, module, described) for described in state["logged"]]
+    sums = [result for result in logged if result.is_tensor]
+    for result, saved in zip(sums, state["sums"], strict=True):
+        _restore(result, saved)
+    for name, saved in state["metrics"].items():
+        _restore(module.get_submodule(name), saved)
+    # The first batch that Lightning sees would otherwise begin the sums anew.
+    trainer._logger_connector._first_loop_iter = True
+
+
+def _described(result: Any) -> dict[str, Any]:
+    meta = result.meta
+    return {
+        "fx": meta.fx,
+        "name": meta.name,
+        "reduce_fx": meta.reduce_fx.__name__,
+        "sync_dist": meta.sync.should,
+        "rank_zero_only": meta.sync.rank_zero_only,
+        **{name: getattr(meta, name) for name in _ARGUMENTS},
+    }
+
+
+def _log_again(trainer: pl.Trainer, module: pl.LightningModule, described: dict[str, Any]) -> Any:
+    """Make a result as logging did; its value is set afterwards."""
+    results, attribute = trainer.fit_loop.epoch_loop._results, described["metric_attribute"]
+    zero = torch.zeros((), device=module.device)
+    value = zero if attribute is None else module.get_submodule(attribute)
+    results.log(value=value, sync_dist_fn=trainer.strategy.reduce, batch_size=1, **described)
+    return results[f"{described['fx']}.{described['name']}"]
+
+
+def _sums(metric: Any) -> dict[str, Any]:
+    return {"updates": metric._update_count, "state": dict(metric.metric_state)}
+
+
+def _restore(metric: Any, saved: dict[str, Any]) -> None:
+    for name, value in saved["state"].items():
+        like = getattr(metric, name)
+        setattr(metric, name, value.to(like.device) if isinstance(like, Tensor) else value)
+    metric._update_count = saved["updates"]
+    metric._computed = None

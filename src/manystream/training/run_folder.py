@@ -6,22 +6,24 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from manystream.training.checkpoints.checkpoint_file import (
-    DamagedCheckpointError,
-    partial_of,
-    read_checkpoint,
-)
+from torch import Tensor
+
+from manystream.files import partial_of
+from manystream.models import StreamNetwork
+from manystream.training.checkpoints import SUFFIX, DamagedStateError, read_state
+from manystream.training.reports.history import History, HistoryRecorder
 
 if sys.platform != "win32":
     import fcntl
 
 _KEPT = 2
-_SUFFIX = ".safetensors"
+_OF_NETWORK = "network."
+_SHOWN = 3
 
 
 class RunFolder:
@@ -37,13 +39,13 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
-        self.best = self.checkpoints / f"best{_SUFFIX}"
-        self.final = self.checkpoints / f"final{_SUFFIX}"
+        self.best = self.checkpoints / f"best{SUFFIX}"
+        self.final = self.checkpoints / f"final{SUFFIX}"
 
     @property
     def has_run(self) -> bool:
         """Whether something was trained into it."""
-        return (self.path / "history.json").exists() or any(self.checkpoints.glob(f"*{_SUFFIX}"))
+        return (self.path / "history.json").exists() or any(self.checkpoints.glob("[!.]*"))
 
     @property
     def log_name(self) -> str:
@@ -95,12 +97,17 @@ class RunFolder:
         states += reversed(self._states())
         for path in states:
             try:
-                return path, read_checkpoint(path)
-            except DamagedCheckpointError as error:
+                return path, read_state(path)
+            except DamagedStateError as error:
                 warnings.warn(f"{error}; falling back to the one before", stacklevel=2)
         if states:
             raise ValueError(
                 f"no checkpoint in {self.checkpoints} is whole; start again in another folder"
+            )
+        if any(self.checkpoints.glob("*.safetensors")):
+            raise ValueError(
+                f"the run in {self.path} was begun by an older version of manystream, whose states "
+                "this one does not read; end it with that version, or start again in another folder"
             )
         return None
 
@@ -112,7 +119,7 @@ class RunFolder:
 
     def state_path(self, epoch: int, batch: int) -> Path:
         """Where the state before a batch of an epoch belongs."""
-        return self.checkpoints / f"epoch-{epoch:05d}-batch-{batch:08d}{_SUFFIX}"
+        return self.checkpoints / f"epoch-{epoch:05d}-batch-{batch:08d}{SUFFIX}"
 
     def keep(self, state: Path) -> None:
         """Remove every state but the two that end with this one."""
@@ -134,7 +141,50 @@ class RunFolder:
         partial.replace(self.best)
 
     def _states(self) -> list[Path]:
-        return sorted(self.checkpoints.glob(f"epoch-*{_SUFFIX}"))
+        return sorted(self.checkpoints.glob(f"epoch-*{SUFFIX}"))
+
+
+def check_same_network(network: StreamNetwork, path: Path, content: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint of another network.
+
+    Args:
+        network: the network to train.
+        path: where the checkpoint is.
+        content: what is in it.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    saved, own = _weights(content), network.state_dict()
+    differences = [f"{name} is not in this network" for name in saved.keys() - own.keys()]
+    differences += [f"{name} is not in the checkpoint" for name in own.keys() - saved.keys()]
+    differences += [
+        f"{name} is {tuple(saved[name].shape)}, here {tuple(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in saved and saved[name].shape != tensor.shape
+    ]
+    if differences:
+        shown = "; ".join(sorted(differences)[:_SHOWN])
+        raise ValueError(
+            f"{path} is a checkpoint of another network: {shown} ({len(differences)} differences); "
+            "resume with the options that the run was started with"
+        )
+
+
+def finish(network: StreamNetwork, content: Mapping[str, Any]) -> History:
+    """Give a network the weights of a run that had ended, and return its history."""
+    network.load_state_dict(_weights(content))
+    recorder = HistoryRecorder()
+    recorder.load_state_dict(content["callbacks"][recorder.state_key])
+    return recorder.history
+
+
+def _weights(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(_OF_NETWORK): tensor
+        for name, tensor in content["state_dict"].items()
+        if name.startswith(_OF_NETWORK)
+    }
 
 
 def _lock(descriptor: int, folder: Path) -> None:

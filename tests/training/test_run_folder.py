@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from manystream.training import FitOptions
-from manystream.training.checkpoints.checkpoint_file import read_checkpoint, write_checkpoint
-from manystream.training.checkpoints.run_folder import RunFolder
+from manystream.training.checkpoints import read_state, write_state
+from manystream.training.run_folder import RunFolder
 from tests.training.builders import CPU, tiny_model, tuple_batches
 
 OPTIONS = FitOptions(epochs=3, **CPU)
@@ -16,7 +16,7 @@ def folder_with_states(path, *states):
     folder = RunFolder(path)
     with folder.held(resume=False):
         for number, (epoch, batch) in enumerate(states):
-            write_checkpoint({"number": number}, folder.state_path(epoch, batch))
+            write_state({"number": number}, folder.state_path(epoch, batch))
     return folder
 
 
@@ -62,7 +62,7 @@ def test_the_best_state_has_a_second_name(tmp_path, monkeypatch):
     folder = folder_with_states(tmp_path, (1, 0), (2, 0))
     folder.keep_as_best(folder.state_path(1, 0))
     folder.keep_as_best(folder.state_path(2, 0))
-    assert read_checkpoint(folder.best) == {"number": 1}
+    assert read_state(folder.best) == {"number": 1}
 
     def no_links(*_):
         raise OSError("not supported")
@@ -72,12 +72,12 @@ def test_the_best_state_has_a_second_name(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "link", no_links)
     folder.keep_as_best(folder.state_path(1, 0))
-    assert read_checkpoint(folder.best) == {"number": 0}
+    assert read_state(folder.best) == {"number": 0}
 
 
 def test_what_a_killed_process_had_begun_to_write_is_removed(tmp_path):
     folder = folder_with_states(tmp_path, (1, 0))
-    (folder.checkpoints / ".epoch-00002-batch-00000000.safetensors.partial").write_bytes(b"half")
+    (folder.checkpoints / ".epoch-00002-batch-00000000.ckpt.partial").write_bytes(b"half")
     with folder.held(resume=True):
         assert not list(folder.checkpoints.glob("*.partial"))
     assert names(folder) == ["epoch-00001-batch-00000000"]
@@ -128,20 +128,20 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
     model = tiny_model(seed=5)
     history = model.fit([], tuple_batches(8), OPTIONS, out_dir=tmp_path, resume=True)
     assert history.num_epochs == 3
-    state = read_checkpoint(tmp_path / "checkpoints/final.safetensors")["state_dict"]
+    state = read_state(tmp_path / "checkpoints/final.ckpt")["state_dict"]
     assert all(torch.equal(t, state[n]) for n, t in model.state_dict().items())
 
 
 def test_resuming_what_was_never_begun_begins(tmp_path):
     trained(tmp_path / "new", resume=True)
-    assert (tmp_path / "new/checkpoints/final.safetensors").exists()
+    assert (tmp_path / "new/checkpoints/final.ckpt").exists()
     with pytest.raises(ValueError, match="resume is True, but there is no out_dir"):
         trained(None, resume=True)
 
 
 def test_a_checkpoint_of_another_network(tmp_path):
     trained(tmp_path)
-    state = (tmp_path / "checkpoints/final.safetensors").read_bytes()
+    state = (tmp_path / "checkpoints/final.ckpt").read_bytes()
     wider = tiny_model(widths=(8, 8, 8, 8))
     with pytest.raises(
         ValueError, match=r"of another network: bn1.integrated.bias is \(4,\), here"
@@ -150,4 +150,13 @@ def test_a_checkpoint_of_another_network(tmp_path):
     other = tiny_model(family="late_fusion")
     with pytest.raises(ValueError, match=r"is not in this network"):
         other.fit(tuple_batches(16), options=OPTIONS, out_dir=tmp_path, resume=True)
-    assert (tmp_path / "checkpoints/final.safetensors").read_bytes() == state
+    assert (tmp_path / "checkpoints/final.ckpt").read_bytes() == state
+
+
+def test_a_run_of_an_older_version_is_not_begun_anew(tmp_path):
+    folder = folder_with_states(tmp_path)
+    (folder.checkpoints / "epoch-00001-batch-00000000.safetensors").write_bytes(b"of old")
+    with pytest.raises(ValueError, match="was begun by an older version"):
+        trained(tmp_path, resume=True)
+    with pytest.raises(ValueError, match="holds a run already"):
+        trained(tmp_path)
