@@ -1,4 +1,4 @@
-"""Options that take one of a few values, and names: what is none of them is refused."""
+"""Options that take one of a few values, and names: what is none of them is refused, in words."""
 
 from __future__ import annotations
 
@@ -22,6 +22,18 @@ def did_you_mean(given: object, known: Iterable[object]) -> str:
     """
     near = get_close_matches(str(given), map(str, known), n=1)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def first_few(items: Iterable[str], most: int, separator: str = ", ") -> str:
+    """List the first items for a message, and say how many more there are.
+
+    Example:
+        >>> first_few(["a", "b", "c"], 2)
+        'a, b and 1 more'
+    """
+    items = list(items)
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return separator.join(items[:most]) + more
 
 
 def check_choices(options: Any, prefix: str = "") -> None:

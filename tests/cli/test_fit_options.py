@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from tests.cli.test_main import train
-from tests.training.reports.test_history import strict
+from tests.training.test_history import strict
 
 FIT = {
     "optimizer": "torch.optim.RAdam",

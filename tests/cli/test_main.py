@@ -16,7 +16,7 @@ from manystream.data import opening
 from manystream.data.dataset import StreamDataset
 from manystream.data.sources.scenes import SceneSource
 from tests.data.builders import noise, write_image
-from tests.training.reports.test_history import strict
+from tests.training.test_history import strict
 
 SCENES = (
     "--data.num-scenes=24",

@@ -16,7 +16,7 @@ from manystream.training.run_folder import RunFolder
 from manystream.training.termination import Terminated
 from tests.cli.test_main import SCENES, status, train
 from tests.training.builders import repeatable
-from tests.training.reports.test_history import strict
+from tests.training.test_history import strict
 
 
 def fail_on_save(monkeypatch, error, number=2):

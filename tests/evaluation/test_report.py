@@ -9,8 +9,8 @@ from manystream.evaluation.conditions import Robustness
 from manystream.evaluation.plots import plot_conditions
 from manystream.evaluation.report import Run, write_report
 from manystream.tasks import Classification
-from manystream.training.reports.history import History
-from tests.training.reports.test_history import strict
+from manystream.training.history import History
+from tests.training.test_history import strict
 
 TASK = Classification(12)
 

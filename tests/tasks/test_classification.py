@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from manystream.tasks import Classification, StepLoss, load_task
 from manystream.tasks.classification import balanced_weights
 from manystream.training import FitOptions
-from manystream.training.recipe.loss import make_loss
+from manystream.training.module import make_loss
 
 TARGET = torch.tensor([0, 4])
 WEIGHTS = [0.5, 2.0, 0.0, 1.0]

@@ -92,7 +92,7 @@ def tree_of(rgb, depth):
 def test_a_task_of_ones_own_trains_measures_and_predicts(tmp_path):
     batches = batches_of(mean_of)
     model = tiny_model(task=Brightness())
-    history = model.fit(batches, batches, epochs=3, monitor="val_loss", **CPU)
+    history = model.fit(batches, batches, epochs=3, **CPU)
     assert history["train_loss"][-1] < history["train_loss"][0]
     assert set(history) >= {"train_mae", "val_mae", "val_loss"}
 
@@ -125,7 +125,7 @@ def test_trees_of_targets_go_everywhere():
     present = mask_of("11 01 10 11 01 11 10 11")
     batches = dict_batches(batches_of(tree_of), present)
     model = tiny_model(task=TwoHeads())
-    model.fit(batches, batches, epochs=1, subset_accuracy_every=1, monitor="val_loss", **CPU)
+    model.fit(batches, batches, epochs=1, subset_accuracy_every=1, **CPU)
     options = EvaluationOptions(loss_rates=[0.5], loss_draws=2, darkness_levels=[])
     measured = model.evaluate_conditions(batches, options, **CPU)
     assert measured.metric == "error"
@@ -140,9 +140,7 @@ def test_trees_of_targets_go_everywhere():
 def test_training_watches_the_first_metric_with_every_subset():
     batches = batches_of(mean_of)
     model = tiny_model(task=Brightness())
-    history = model.fit(
-        batches, batches, epochs=1, subset_accuracy_every=1, monitor="val_loss", **CPU
-    )
+    history = model.fit(batches, batches, epochs=1, subset_accuracy_every=1, **CPU)
     expected = model.evaluate(batches, blanked_streams=["depth"], **CPU)["mae"]
     assert history["val_mae/rgb"] == [pytest.approx(expected)]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from manystream.model import StreamModel
 from manystream.models import StreamResNet
 from manystream.tasks import Classification, Task
-from manystream.training.reports.throughput import SAMPLES_PER_SECOND
+from manystream.training.history import SAMPLES_PER_SECOND
 from tests.builders import with_absent
 from tests.data.builders import DEPTH, RGB, ArraySource
 

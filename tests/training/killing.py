@@ -15,7 +15,7 @@ from manystream.data.loaders import make_loader
 from manystream.data.options import DataOptions
 from manystream.data.transforms import EvalTransform, TrainTransform
 from manystream.training import FitOptions
-from manystream.training.reports.history import History
+from manystream.training.history import History
 from manystream.training.run_folder import RunFolder
 from manystream.training.termination import Terminated
 from tests.data.builders import DEPTH, RGB, identity
@@ -105,14 +105,14 @@ class Moments:
     def _tear_writes(self):
         original = torch.save
 
-        def watched(content, file):
+        def watched(content, file, **arguments):
             def half():
-                original(content, file)
+                original(content, file, **arguments)
                 file.truncate(file.tell() // 2)
 
-            if isinstance(file, BufferedWriter):  # not an answer to the test
+            if isinstance(file, BufferedWriter):  # not what processes send each other
                 self.pass_by("write", half)
-            original(content, file)
+            original(content, file, **arguments)
 
         torch.save = watched
 

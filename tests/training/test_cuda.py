@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from manystream.training.loss_guard import NonFiniteLossError
-from manystream.training.module import ClassifierModule
+from manystream.training.callbacks.loss_guard import NonFiniteLossError
+from manystream.training.module import TrainingModule
 from manystream.training.options import FitOptions
 from manystream.training.trainer import Batches, trainer_session
 from tests.training.builders import tiny_model, tuple_batches
@@ -43,7 +43,7 @@ def test_steps_are_fused_unless_a_loss_scaler_needs_its_hands_on_them():
     def is_fused(precision):
         model = tiny_model()
         options = FitOptions(precision=precision, **GPU)
-        module = ClassifierModule(model.network, model.task, options)
+        module = TrainingModule(model.network, model.task, options)
         # Not seen from a step: the first ones may be left out by the loss scaler.
         session = trainer_session(
             progress=False, accelerator="gpu", max_epochs=1, precision=precision

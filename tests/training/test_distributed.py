@@ -24,6 +24,8 @@ from tests.training.together import (
     validate_until_sigterm,
 )
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("distributed")]
+
 MODES = ("fast", "balanced", "lean", "min")
 FAMILIES = ("li_net3", "li_net3_soma", "direct_mixing_conv", "late_fusion")
 PATTERNS = {

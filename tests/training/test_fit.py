@@ -21,7 +21,7 @@ from manystream.training.schedule import warmup_cosine
 from tests.builders import mask_of
 from tests.data.builders import DEPTH, RGB, ArraySource, identity, noise
 from tests.training.builders import CPU, dict_batches, easy_samples, tiny_model, tuple_batches
-from tests.training.reports.test_history import strict
+from tests.training.test_history import strict
 
 QUANTITIES = ("loss", "accuracy", "mean_class_accuracy")
 OF_TRAINING = {

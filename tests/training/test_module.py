@@ -5,7 +5,7 @@ import torch
 from lightning.pytorch.plugins import MixedPrecision
 from torch.amp import GradScaler
 
-from manystream.training.module import ClassifierModule
+from manystream.training.module import TrainingModule
 from manystream.training.options import FitOptions
 from manystream.training.trainer import Batches, trainer_session
 from tests.training.builders import CPU, tiny_model, tuple_batches
@@ -54,7 +54,7 @@ def fit_scaled(first_scale, **changes):
     """Train with a loss scaler, which Lightning by itself has on GPUs only; returns the run."""
     options = FitOptions(**{**PLAIN, "precision": "16-mixed", **changes, **CPU})
     model = tiny_model()
-    module = ClassifierModule(model.network, model.task, options)
+    module = TrainingModule(model.network, model.task, options)
     scaler = GradScaler("cpu", init_scale=first_scale)
     session = trainer_session(
         progress=False,

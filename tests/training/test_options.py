@@ -2,8 +2,11 @@ from dataclasses import asdict, fields, replace
 from typing import get_args, get_type_hints
 
 import pytest
+from torchmetrics import MeanAbsoluteError, MetricCollection, R2Score
 
+from manystream.tasks import Classification, Task
 from manystream.training import FitOptions
+from tests.training.builders import CPU, easy_samples, tiny_model
 
 
 @pytest.mark.parametrize(
@@ -92,3 +95,53 @@ def test_the_command_line_can_read_every_type():
     hints = get_type_hints(FitOptions.__init__)
     assert set(hints) == {field.name for field in fields(FitOptions)} | {"return"}
     assert get_args(hints["schedule"]) == ("cosine", "step", "one_cycle", "plateau", "constant")
+
+
+class Age(Task):
+    """A task without accuracies, whose metrics say by themselves what is better."""
+
+    name, num_outputs = "age in years", 1
+    primary_metric, higher_is_better = "error", False
+
+    def loss(self, output, target):
+        return (output[:, 0] - target).square()
+
+    def predict(self, output):
+        return output[:, 0]
+
+    def metrics(self):
+        return MetricCollection({"error": MeanAbsoluteError(), "r2": R2Score()})
+
+
+@pytest.mark.parametrize(
+    ("monitor", "task", "name", "mode"),
+    [
+        (None, Classification(3), "val_mean_class_accuracy", "max"),
+        ("train_accuracy", Classification(3), "train_accuracy", "max"),
+        ("val_loss", Classification(3), "val_loss", "min"),
+        (None, Age(), "val_error", "min"),
+        ("train_error", Age(), "train_error", "min"),
+        ("val_r2", Age(), "val_r2", "max"),
+        ("train_loss", Age(), "train_loss", "min"),
+    ],
+)
+def test_what_is_watched_is_the_tasks(monitor, task, name, mode):
+    assert FitOptions(monitor=monitor).monitored(task) == (name, mode)
+
+
+def test_what_the_task_does_not_measure_is_not_watched():
+    with pytest.raises(ValueError, match="expected one of val_error, val_r2, val_loss, train_err"):
+        FitOptions(monitor="val_accuracy").monitored(Age())
+
+
+def test_the_best_epoch_of_a_task_without_accuracies():
+    rgb, depth, target = (part.split(8) for part in easy_samples(24))
+    batches = [(r, d, t.float()) for r, d, t in zip(rgb, depth, target, strict=True)]
+    # What is learned is wrong there, so that each epoch is worse than the one before.
+    val = [(r, d, -9 - t) for r, d, t in batches]
+    model = tiny_model(task=Age())
+    options = {"epochs": 4, "learning_rate": 0.01, "restore_best": True, **CPU}
+    errors = model.fit(batches, val, early_stopping_patience=2, **options)["val_error"]
+    assert len(errors) == 3
+    assert errors == sorted(errors)
+    assert model.evaluate(val, **CPU)["error"] == pytest.approx(errors[0])

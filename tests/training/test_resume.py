@@ -8,10 +8,13 @@ from torch.utils._pytree import keystr, tree_leaves_with_path
 
 from manystream.training import FitOptions
 from manystream.training.checkpoints import read_state
-from manystream.training.reports.history import HistoryRecorder
+from manystream.training.history import HistoryRecorder
 from tests.processes import KILLED, in_processes
 from tests.training.builders import CPU, repeatable, tiny_model, tuple_batches
 from tests.training.killing import OPTIONS, run, run_until_sigterm
+
+# With --dist loadgroup, what a fixture has trained is used by all of one worker.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("resume")]
 
 KINDS = ("step", "write", "between epochs", "write", "step")
 """What the run is doing at each of five random moments, in each of two runs."""

@@ -3,13 +3,13 @@ import math
 import pytest
 import torch
 
-from manystream.training.options import FitOptions
+from manystream.training.options import FitOptions, Monitor
 from manystream.training.schedule import make_schedules, warmup_cosine
 
 
 def schedules_of(optimizer, num_steps, **changes):
-    options = FitOptions(learning_rate=0.1, monitor="val_loss", **changes)
-    return make_schedules(optimizer, options, num_steps)
+    options = FitOptions(learning_rate=0.1, **changes)
+    return make_schedules(optimizer, options, num_steps, Monitor("val_loss", "min"))
 
 
 def two_groups(kind=torch.optim.SGD, **arguments):

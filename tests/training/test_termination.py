@@ -142,6 +142,7 @@ def terminated_twice(seconds_between):
     return "saved"
 
 
+@pytest.mark.slow
 def test_a_second_sigterm_ends_at_once_but_not_one_that_came_with_the_first():
     [ended] = in_processes(terminated_twice, 0.2, may_fail=True)
     assert ended == -signal.SIGTERM

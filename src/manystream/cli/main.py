@@ -37,7 +37,7 @@ from manystream.cli.predict import predict
 from manystream.cli.prepare import prepare
 from manystream.cli.train import train
 from manystream.extras import MissingExtraError, train_extra
-from manystream.training.memory.out_of_memory import StepOutOfMemory
+from manystream.training.out_of_memory import StepOutOfMemory
 from manystream.training.termination import TERMINATED, sigterm_handled
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], int | None]]] = {

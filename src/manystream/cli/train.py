@@ -26,10 +26,9 @@ from manystream.cli.run_config import (
 from manystream.evaluation.report import Run, write_report
 from manystream.model import StreamModel, create_model
 from manystream.tasks import Classification
-from manystream.training.callbacks import check_against_network
+from manystream.training.callbacks.loss_guard import NonFiniteLossError
 from manystream.training.distributed import first_to_start
-from manystream.training.fit import check_fit
-from manystream.training.loss_guard import NonFiniteLossError
+from manystream.training.fit import check_against_network, check_fit
 from manystream.training.termination import Terminated, sigterm_handled
 
 MODEL_FILE = "model.safetensors"

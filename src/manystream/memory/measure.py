@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from manystream.batch import StreamBatch
 from manystream.layers import BasicBlock, Bottleneck, StreamConv2d, StreamNormAct2d
@@ -47,16 +48,21 @@ class MemoryReport:
 
 
 def measure(
-    network: StreamNetwork, batch: StreamBatch, autocast_dtype: torch.dtype | None = None
+    network: StreamNetwork,
+    batch: StreamBatch,
+    autocast_dtype: torch.dtype | None = None,
+    *,
+    loss: Callable[[Tensor, Any], Tensor] = F.cross_entropy,
 ) -> MemoryReport:
     """Measure a training step on the batch's device; the network stays as it is.
 
-    The step is forward, cross-entropy and backward. Gradients exist before it and are not counted.
+    The step is forward, loss and backward. Gradients exist before it and are not counted.
 
     Args:
         network: the network; a copy of it is measured.
         batch: a batch with targets.
         autocast_dtype: precision of the forward pass, for example ``torch.bfloat16``.
+        loss: from the network's output and the target to shape (); cross-entropy by default.
 
     Raises:
         ValueError: if the batch has no target.
@@ -78,15 +84,15 @@ def measure(
     trained = copy.deepcopy(network).to(device).train()
     batch = trained.to_batch(batch)
 
-    def loss() -> Tensor:
+    def step() -> Tensor:
         with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None):
-            return F.cross_entropy(trained(batch), target)
+            return loss(trained(batch), target)
 
-    loss().backward()  # Makes the gradients.
-    lives = [*trained.parameters(), *trained.buffers(), *batch.streams, target]
-    by_layer, by_kind = kept_by(trained, loss, lives)
+    step().backward()  # Makes the gradients.
+    lives = [*trained.parameters(), *trained.buffers(), *batch.streams, *tree_leaves(target)]
+    by_layer, by_kind = kept_by(trained, step, lives)
     return MemoryReport(
-        peak_bytes(lambda: loss().backward(), device),
+        peak_bytes(lambda: step().backward(), device),
         torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None,
         sum(by_layer.values()),
         by_layer,

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from manystream.choices import first_few
 from manystream.models.checkpoints import read_state_dict
 from manystream.models.resnet import StreamResNet
 
@@ -240,6 +241,4 @@ def _check_keys(
 
 
 def _shown(items: Iterable[str], separator: str = ", ") -> str:
-    items = list(items)
-    more = f" and {len(items) - _KEYS_SHOWN} more" if len(items) > _KEYS_SHOWN else ""
-    return separator.join(items[:_KEYS_SHOWN]) + more
+    return first_few(items, _KEYS_SHOWN, separator)

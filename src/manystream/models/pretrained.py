@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from manystream.choices import did_you_mean
+from manystream.choices import did_you_mean, first_few
 from manystream.models.checkpoints import read_state_dict
 from manystream.models.resnet import StreamResNet
 
@@ -130,11 +130,10 @@ def _check_match(state: Mapping[str, Tensor], own: Mapping[str, Tensor], stream:
         if key in own and tensor.shape != own[key].shape
     ]
     if problems:
-        more = len(problems) - _KEYS_SHOWN
         raise ValueError(
-            f"pretrained weights do not fit stream {stream!r}: {'; '.join(problems[:_KEYS_SHOWN])}"
-            + (f"; and {more} more" if more > 0 else "")
-            + "; expected a ResNet of the model's depth and width; nothing was loaded"
+            f"pretrained weights do not fit stream {stream!r}: "
+            f"{first_few(problems, _KEYS_SHOWN, '; ')}; expected a ResNet of the model's depth and "
+            "width; nothing was loaded"
         )
 
 

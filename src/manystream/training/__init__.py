@@ -3,12 +3,12 @@
 from manystream.extras import train_extra
 
 with train_extra():
+    from manystream.training.batch_size import find_batch_size
     from manystream.training.distributed import average_gradients
     from manystream.training.fit import fit
-    from manystream.training.memory.batch_size import find_batch_size
-    from manystream.training.memory.out_of_memory import StepOutOfMemory
+    from manystream.training.history import History
     from manystream.training.options import FitOptions
-    from manystream.training.reports.history import History
+    from manystream.training.out_of_memory import StepOutOfMemory
 
 __all__ = [
     "FitOptions",

@@ -103,10 +103,10 @@ class StateIO(CheckpointIO):
 def random_state() -> dict[str, Any]:
     """Get the states of Python's, NumPy's and torch's generators, and of this process's GPU."""
     version, numbers, gauss = random.getstate()
-    name, keys, *rest = np.random.get_state()  # noqa: NPY002  # what users draw from
+    name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002  # what users draw from
     return {
         "python": (version, torch.tensor(numbers), gauss),
-        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *rest),
+        "numpy": (name, torch.from_numpy(np.asarray(keys, np.int64)), *rest),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
     }

@@ -74,7 +74,7 @@ StrategyRegistry.register(
 
 
 def exchanges_during_backward(trainer: pl.Trainer) -> bool:
-    """Whether processes that train together wait for each gradient as it appears."""
+    """Tell whether processes that train together wait for each gradient as it appears."""
     return trainer.world_size > 1 and not isinstance(trainer.strategy, AfterBackwardStrategy)
 
 
@@ -157,7 +157,7 @@ class Vote:
             self._votes, self._ready = votes, work.wait
 
     def answer(self) -> float:
-        """The largest number that was given when all were asked last; 0 if nobody was."""
+        """Return the largest number that was given when all were asked last; 0 if nobody was."""
         if self._votes is None:
             return 0
         self._ready()
@@ -180,5 +180,5 @@ _RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
 
 
 def first_to_start() -> bool:
-    """Whether this is the process that writes, as far as its environment tells."""
+    """Tell whether this is the process that writes, as far as its environment tells."""
     return not any(int(os.environ.get(name, 0)) for name in _RANKS)

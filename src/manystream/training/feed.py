@@ -1,4 +1,4 @@
-"""The training batches of this process, epoch by epoch, from wherever a run goes on."""
+"""Feed a process its training batches, epoch by epoch, from wherever a run goes on."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Feed(Batches):
 
     @property
     def batch_sampler(self) -> Any:
-        """The loader's own, if it has one."""
+        """Find the loader's own, if it has one."""
         return getattr(self.loader, "batch_sampler", None)
 
     def __iter__(self) -> Iterator[Any]:
@@ -82,9 +82,9 @@ class Feed(Batches):
         set_random_state(position.random_before)
         batches = self._begin()
         if position.batch > 0:
-            ahead = self._go_to(position.batch, batches)
+            prefetched = self._go_to(position.batch, batches)
             set_random_state(position.random_now)
-            yield from ahead
+            yield from prefetched
         yield from batches
 
     def _begin(self) -> Iterator[Any]:
@@ -95,7 +95,7 @@ class Feed(Batches):
         return batches
 
     def _go_to(self, batch: int, batches: Iterator[Any]) -> list[Any]:
-        """Leave out what is done, and return what Lightning had fetched ahead of its step."""
+        """Leave out what is done, and return what Lightning had prefetched."""
         if own_sampler(self) is None:
             next(islice(batches, batch, batch), None)
         try:
@@ -115,11 +115,11 @@ class Feed(Batches):
         self._position = _Position(batch, random_before, random_now)
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing, but to Lightning a sign that an epoch can be entered in its middle."""
+        """Give nothing, but to Lightning a sign that an epoch can be entered in its middle."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to do: :meth:`enter` says where."""
+        """Do nothing: :meth:`enter` says where."""
 
 
 def share_of(
@@ -131,7 +131,7 @@ def share_of(
     even: bool = True,
     device: torch.device | None = None,
 ) -> Iterable[Any]:
-    """What one of several processes reads of a loader.
+    """Give one of several processes its share of a loader.
 
     A loader of ours shares by itself, see :func:`manystream.data.sampler.shared`. A DataLoader that
     shuffles a data set takes torch's DistributedSampler; of any other the batches are dealt out in

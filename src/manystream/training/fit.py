@@ -5,37 +5,45 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import EarlyStopping
 
 from manystream.data.sampler import select_before_reading, shared
 from manystream.models import StreamNetwork
-from manystream.tasks import Task
-from manystream.training.callbacks import check_against_network, make_callbacks
+from manystream.models.inspection import BalancePenalty
+from manystream.tasks import StepLoss, Task
+from manystream.training.callbacks.freezing import StreamFreezing
+from manystream.training.callbacks.gradient_norms import GradientNorms
+from manystream.training.callbacks.loss_guard import LossGuard
+from manystream.training.callbacks.subset_accuracy import SubsetAccuracy
+from manystream.training.callbacks.weights import RestoreBest, WeightAverage
 from manystream.training.checkpoints import StateIO, kept_random_state
 from manystream.training.distributed import JointBatchNorm, first_to_start
 from manystream.training.feed import Feed, check_lasts, share_of
-from manystream.training.memory.out_of_memory import (
-    LatestBatch,
-    StepWatch,
-    explain_out_of_memory,
+from manystream.training.history import (
+    History,
+    HistoryRecorder,
+    Throughput,
+    check_loggers,
+    make_loggers,
 )
-from manystream.training.module import ClassifierModule
+from manystream.training.module import TrainingModule, make_loss
 from manystream.training.options import FitOptions
-from manystream.training.recipe.loss import make_loss
-from manystream.training.recipe.precision import (
-    kept_arithmetic,
-    lightning_precision,
-    precision_plugins,
-)
-from manystream.training.reports.history import History, HistoryRecorder
-from manystream.training.reports.loggers import make_loggers
+from manystream.training.out_of_memory import StepForm, StepWatch, explain_out_of_memory
+from manystream.training.param_groups import check_multipliers, stream_modules
 from manystream.training.run_folder import RunFolder, check_same_network, finish
 from manystream.training.state_saver import StateSaver
 from manystream.training.termination import EndAtStep, EndInValidation, Terminated, Termination
-from manystream.training.trainer import trainer_session
+from manystream.training.trainer import (
+    kept_arithmetic,
+    lightning_precision,
+    precision_plugins,
+    trainer_session,
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -69,8 +77,7 @@ def fit(
             Where nothing has been saved yet, it begins.
 
     Returns:
-        Loss, accuracy, mean class accuracy, dropout probability and training samples per second of
-        every epoch.
+        Loss, metrics, dropout probability and training samples per second of every epoch.
 
     Raises:
         ValueError: if a batch does not fit the network, there is none, or modality dropout is
@@ -88,20 +95,21 @@ def fit(
     check_against_network(options, network, task, train_loader, has_validation=has_validation)
     check_lasts(train_loader, options.epochs, "train_loader")
     check_lasts(val_loader, options.epochs, "val_loader")
+    run = _Run(network, task, train_loader, val_loader, options)
     if out_dir is None:
         if resume:
             raise ValueError("resume is True, but there is no out_dir; name the run's folder")
         with _termination_told(None):
-            return _train(network, task, train_loader, val_loader, options, None, None)
-    folder = RunFolder(out_dir)
-    with _termination_told(folder), folder.held(resume=resume, first=first_to_start()):
-        newest = folder.newest() if resume else None
+            return run.train()
+    run.folder = RunFolder(out_dir)
+    with _termination_told(run.folder), run.folder.held(resume=resume, first=first_to_start()):
+        newest = run.folder.newest() if resume else None
         if newest is not None:
             check_same_network(network, *newest)
-            if newest[0] == folder.final:
+            if newest[0] == run.folder.final:
                 return finish(network, newest[1])
-        state = newest and newest[0]
-        return _train(network, task, train_loader, val_loader, options, folder, state)
+            run.state = newest[0]
+        return run.train()
 
 
 def check_fit(options: FitOptions, num_streams: int) -> None:
@@ -118,6 +126,54 @@ def check_fit(options: FitOptions, num_streams: int) -> None:
     options.make_dropout(num_streams)
     with trainer_session(progress=False, **_place(options)):
         pass
+
+
+def check_against_network(
+    options: FitOptions,
+    network: StreamNetwork,
+    task: Task,
+    train_loader: Iterable[Any],
+    *,
+    has_validation: bool,
+) -> None:
+    """Refuse options that do not fit the network or the data, before anything is written.
+
+    Args:
+        options: how the network is to be trained.
+        network: the network.
+        task: what it is to be trained on.
+        train_loader: training batches, of which none is read.
+        has_validation: whether there are validation batches.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    monitor = options.monitored(task)
+    check_multipliers(network, options.learning_rate_multipliers)
+    make_loss(task, options, train_loader)
+    check_loggers(options.loggers)
+    if options.balance_penalty > 0:
+        BalancePenalty(network)
+    if options.subset_accuracy_every and network.num_streams < 2:
+        raise ValueError("subset_accuracy_every asks for subsets of a network with one stream")
+    if options.freeze_patience is not None:
+        for name in network.stream_names:
+            stream_modules(network, name)
+    if has_validation:
+        return
+    asked = {
+        "schedule plateau": options.schedule == "plateau",
+        "early_stopping_patience": options.early_stopping_patience is not None,
+        "restore_best": options.restore_best,
+    }
+    watching = [name for name, is_asked in asked.items() if is_asked]
+    if watching and monitor.name.startswith("val_"):
+        raise ValueError(
+            f"{watching[0]} looks at {monitor.name}, but there is no val_loader; give one, or set "
+            "monitor to train_loss"
+        )
+    if options.subset_accuracy_every:
+        raise ValueError("subset_accuracy_every measures validation batches; give a val_loader")
 
 
 @contextmanager
@@ -138,97 +194,128 @@ def _termination_told(folder: RunFolder | None) -> Iterator[None]:
         raise
 
 
-def _train(
-    network: StreamNetwork,
-    task: Task,
-    train_loader: Iterable[Any],
-    val_loader: Iterable[Any] | None,
-    options: FitOptions,
-    folder: RunFolder | None,
-    state: Path | None,
-) -> History:
-    latest = LatestBatch()
-    # The trainer is made inside: an error about memory may be kept for long, and keeps none.
-    return explain_out_of_memory(
-        lambda: _run(network, task, train_loader, val_loader, options, folder, state, latest),
-        network,
-        latest,
-        options.precision,
-    )
+@dataclass
+class _Run:
+    """A run: what is trained on what, how, and where it is kept.
 
+    Attributes:
+        folder: where its states are; None keeps none.
+        state: from which it goes on; None begins it.
+    """
 
-def _run(
-    network: StreamNetwork,
-    task: Task,
-    train_loader: Iterable[Any],
-    val_loader: Iterable[Any] | None,
-    options: FitOptions,
-    folder: RunFolder | None,
-    state: Path | None,
-    latest: LatestBatch,
-) -> History:
-    dropout = options.make_dropout(network.num_streams)
-    recorder = HistoryRecorder(None if folder is None else folder.path / "history.json")
-    loss = make_loss(task, options, train_loader)
-    module = ClassifierModule(network, task, options, dropout=dropout, loss=loss)
-    feed = Feed(train_loader)
-    termination = Termination()
-    saver = None if folder is None else _saver(folder, feed, options)
-    callbacks = [
-        EndInValidation(termination),
-        StepWatch(latest),
-        *make_callbacks(options, network, task, recorder),
-        *([] if saver is None else [saver]),
-        EndAtStep(termination, saver),
-    ]
-    if not network.training:  # Lightning would train it as it is
-        network.train()
-    with ExitStack() as stack:
-        stack.enter_context(termination.listening())
-        stack.enter_context(kept_random_state())
-        stack.enter_context(kept_arithmetic(options.precision))
-        trainer = stack.enter_context(_session(options, folder, callbacks))
-        place = trainer.global_rank, trainer.world_size
-        pl.seed_everything(options.seed + place[0], workers=True, verbose=False)
-        if dropout is not None:
-            dropout.rank = place[0]
-        stack.enter_context(shared(train_loader, *place))
-        stack.enter_context(shared(val_loader, *place, even=False))
-        select = None if dropout is None else dropout.draw
-        stack.enter_context(select_before_reading(train_loader, select))
-        device = trainer.strategy.root_device
-        feed.loader = share_of(train_loader, *place, seed=options.seed, device=device)
-        val_feed = None
-        if val_loader is not None:
-            val_feed = Feed(share_of(val_loader, *place, even=False), "val_loader")
-        trainer.fit(module, feed, val_feed, ckpt_path=state, weights_only=False)
-        if folder is not None and recorder.history:
-            trainer.save_checkpoint(folder.final)
-        if termination.agreed():
-            raise Terminated("SIGTERM came when training had ended")
-    if not recorder.history:
-        raise ValueError("train_loader has no batch; expected at least one")
-    return recorder.history
+    network: StreamNetwork
+    task: Task
+    train_loader: Iterable[Any]
+    val_loader: Iterable[Any] | None
+    options: FitOptions
+    folder: RunFolder | None = None
+    state: Path | None = None
+    latest: StepForm = field(default_factory=StepForm)
 
+    def train(self) -> History:
+        """Train to the end."""
+        loss = make_loss(self.task, self.options, self.train_loader)
+        # The trainer is made inside: an error about memory may be kept for long, and keeps none.
+        return explain_out_of_memory(
+            lambda: self._train(loss), self.network, loss, self.latest, self.options.precision
+        )
 
-def _session(options: FitOptions, folder: RunFolder | None, callbacks: list[pl.Callback]) -> Any:
-    plugins: list[Any] = [StateIO(), *precision_plugins(options.precision)]
-    if options.sync_batchnorm:
-        plugins.append(JointBatchNorm())
-    return trainer_session(
-        progress=options.progress,
-        max_epochs=options.epochs,
-        gradient_clip_val=options.gradient_clip,
-        accumulate_grad_batches=options.accumulate_batches,
-        deterministic=options.deterministic or None,
-        callbacks=callbacks,
-        plugins=plugins,
-        logger=[]
-        if folder is None
-        else make_loggers(options.loggers, folder.path, folder.log_name),
-        enable_checkpointing=True,  # to Lightning, what ends a run is one that saves
-        **_place(options),
-    )
+    def _train(self, loss: StepLoss) -> History:
+        options = self.options
+        dropout = options.make_dropout(self.network.num_streams)
+        path = None if self.folder is None else self.folder.path / "history.json"
+        recorder, feed, termination = HistoryRecorder(path), Feed(self.train_loader), Termination()
+        module = TrainingModule(self.network, self.task, options, dropout=dropout, loss=loss)
+        if not self.network.training:  # Lightning would train it as it is
+            self.network.train()
+        with ExitStack() as stack:
+            stack.enter_context(termination.listening())
+            stack.enter_context(kept_random_state())
+            stack.enter_context(kept_arithmetic(options.precision))
+            callbacks = self._callbacks(recorder, feed, termination)
+            trainer = stack.enter_context(self._session(callbacks))
+            place = trainer.global_rank, trainer.world_size
+            pl.seed_everything(options.seed + place[0], workers=True, verbose=False)
+            if dropout is not None:
+                dropout.rank = place[0]
+            stack.enter_context(shared(self.train_loader, *place))
+            stack.enter_context(shared(self.val_loader, *place, even=False))
+            select = None if dropout is None else dropout.draw
+            stack.enter_context(select_before_reading(self.train_loader, select))
+            device = trainer.strategy.root_device
+            feed.loader = share_of(self.train_loader, *place, seed=options.seed, device=device)
+            val_feed = None
+            if self.val_loader is not None:
+                val_feed = Feed(share_of(self.val_loader, *place, even=False), "val_loader")
+            trainer.fit(module, feed, val_feed, ckpt_path=self.state, weights_only=False)
+            if self.folder is not None and recorder.history:
+                trainer.save_checkpoint(self.folder.final)
+            if termination.agreed():
+                raise Terminated("SIGTERM came when training had ended")
+        if not recorder.history:
+            raise ValueError("train_loader has no batch; expected at least one")
+        return recorder.history
+
+    def _callbacks(
+        self, recorder: HistoryRecorder, feed: Feed, termination: Termination
+    ) -> list[pl.Callback]:
+        """Make the callbacks of the run, in the order in which they must act."""
+        options, network, task = self.options, self.network, self.task
+        monitor = options.monitored(task)
+        callbacks = [
+            EndInValidation(termination),
+            StepWatch(self.latest),
+            LossGuard(),
+            Throughput(),
+        ]
+        if options.subset_accuracy_every:
+            callbacks.append(SubsetAccuracy(options.subset_accuracy_every, network, task))
+        if options.freeze_patience is not None:
+            callbacks.append(StreamFreezing(options.freeze_patience, network.stream_names, task))
+        if options.log_gradient_norms:
+            callbacks.append(GradientNorms())
+        callbacks.append(recorder)  # takes down what those before it log
+        average = None if options.ema_decay is None else WeightAverage(options.ema_decay)
+        if average is not None:
+            callbacks.append(average)
+        if options.restore_best:
+            callbacks.append(RestoreBest(monitor, average))
+        if options.early_stopping_patience is not None:
+            callbacks.append(
+                EarlyStopping(
+                    monitor.name,
+                    patience=options.early_stopping_patience,
+                    mode=monitor.mode,
+                    check_on_train_epoch_end=True,
+                )
+            )
+        saver = None
+        if self.folder is not None:
+            every = options.checkpoint_every_steps
+            saver = StateSaver(self.folder, feed, monitor, every_n_steps=every)
+            callbacks.append(saver)
+        return [*callbacks, EndAtStep(termination, saver)]
+
+    def _session(self, callbacks: list[pl.Callback]) -> Any:
+        options, folder = self.options, self.folder
+        plugins: list[Any] = [StateIO(), *precision_plugins(options.precision)]
+        if options.sync_batchnorm:
+            plugins.append(JointBatchNorm())
+        loggers = []
+        if folder is not None:
+            loggers = make_loggers(options.loggers, folder.path, folder.log_name)
+        return trainer_session(
+            progress=options.progress,
+            max_epochs=options.epochs,
+            gradient_clip_val=options.gradient_clip,
+            accumulate_grad_batches=options.accumulate_batches,
+            deterministic=options.deterministic or None,
+            callbacks=callbacks,
+            plugins=plugins,
+            logger=loggers,
+            enable_checkpointing=True,  # to Lightning, what ends a run is one that saves
+            **_place(options),
+        )
 
 
 def _place(options: FitOptions) -> dict[str, Any]:
@@ -237,13 +324,3 @@ def _place(options: FitOptions) -> dict[str, Any]:
         "precision": lightning_precision(options.precision),
         **options.distribution(),
     }
-
-
-def _saver(folder: RunFolder, feed: Feed, options: FitOptions) -> StateSaver:
-    return StateSaver(
-        folder,
-        feed,
-        options.monitor,
-        options.monitor_mode,
-        every_n_steps=options.checkpoint_every_steps,
-    )

@@ -1,9 +1,9 @@
-"""The Lightning module: loss, metrics and optimizer around a network."""
+"""The Lightning module of a run: a network with its loss, metrics, optimizer and steps."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -15,24 +15,28 @@ from torch.optim import Optimizer
 from torchmetrics import MetricCollection
 
 from manystream.batch import StreamBatch, read_batch
+from manystream.choices import first_few
 from manystream.data.sampler import Selection, own_sampler
 from manystream.dropout import ModalityDropout
 from manystream.graphs import GraphedStep
 from manystream.models import StreamNetwork
 from manystream.models.inspection import BalancePenalty
 from manystream.tasks import StepLoss, Task
+from manystream.training.distributed import exchanges_during_backward
 from manystream.training.feed import check_same_length
 from manystream.training.optimizer import build_optimizer
 from manystream.training.options import FitOptions
 from manystream.training.param_groups import make_param_groups
 from manystream.training.schedule import make_schedules
-from manystream.training.stepping import Step, make_step
 
 _SAMPLES_SHOWN = 16
 
+Step = Callable[[StreamBatch], tuple[Tensor, Tensor]]
+"""From a batch with targets to its loss, (), and the network's output, (V, ...)."""
 
-class ClassifierModule(pl.LightningModule):
-    """Trains and evaluates one network.
+
+class TrainingModule(pl.LightningModule):
+    """Trains and validates one network.
 
     Batches become compact on the host, before they are copied, so that an absent or blanked image
     is not even moved to the device.
@@ -69,7 +73,7 @@ class ClassifierModule(pl.LightningModule):
 
     @property
     def in_graphs(self) -> bool:
-        """Whether training steps are replayed from CUDA graphs."""
+        """Tell whether training steps are replayed from CUDA graphs."""
         return isinstance(self._step, GraphedStep)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> StreamBatch:
@@ -81,7 +85,7 @@ class ClassifierModule(pl.LightningModule):
         return compact if select is None else compact.keep(select(compact.presence.mask))
 
     def training_step(self, batch: StreamBatch, batch_idx: int) -> Tensor | None:
-        """Loss of a batch, shape ()."""
+        """Compute the loss of a batch, shape ()."""
         if len(batch) == 0:
             return None
         if self.balance is None:
@@ -121,7 +125,7 @@ class ClassifierModule(pl.LightningModule):
         )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimizer and its learning rate schedules."""
+        """Make the optimizer and its learning rate schedules."""
         options = self.options
         # A loss scaler takes scale and clipping out of a fused step's hands; it cannot be fused.
         fused = self.device.type == "cuda" and options.precision != "16-mixed"
@@ -133,7 +137,8 @@ class ClassifierModule(pl.LightningModule):
             fused=fused,
         )
         num_steps = int(self.trainer.estimated_stepping_batches)  # -1: the loader has no length
-        schedules = make_schedules(optimizer, options, num_steps if num_steps > 0 else None)
+        length = num_steps if num_steps > 0 else None
+        schedules = make_schedules(optimizer, options, length, options.monitored(self.task))
         return [optimizer], schedules  # type: ignore[return-value] # dicts, as Lightning reads them
 
     def configure_gradient_clipping(
@@ -191,11 +196,10 @@ class ClassifierModule(pl.LightningModule):
         names = [name for _, names in finite for name in names]
         bad = [name for name, is_finite in zip(names, flags, strict=True) if not is_finite]
         if bad:
-            shown = ", ".join(bad[:_SAMPLES_SHOWN]) + (", …" if len(bad) > _SAMPLES_SHOWN else "")
             warnings.warn(
                 f"val_loss of epoch {self.current_epoch} (from 0) is not a finite number: the "
                 f"network gives NaN or infinity for {len(bad)} of {len(names)} validation samples, "
-                f"{shown}; look at these images",
+                f"{first_few(bad, _SAMPLES_SHOWN)}; look at these images",
                 stacklevel=2,
             )
 
@@ -220,3 +224,53 @@ class ClassifierModule(pl.LightningModule):
         sampler = own_sampler(self.trainer.train_dataloader)
         if sampler is not None:
             sampler.epoch, sampler.start = epoch, batch
+
+
+def make_loss(task: Task, options: FitOptions, train_loader: Iterable[Any]) -> StepLoss:
+    """Make the loss of a run's steps.
+
+    Args:
+        task: what is trained.
+        options: which loss.
+        train_loader: batches, of whose data set a task may count ``targets``.
+
+    Raises:
+        ValueError: if the options do not fit the task or the targets.
+    """
+    dataset = getattr(train_loader, "dataset", None)
+    owner = getattr(dataset, "source", dataset)
+    return StepLoss(task.training_loss(options, getattr(owner, "targets", None)))
+
+
+def make_step(
+    network: StreamNetwork, loss: nn.Module, options: FitOptions, trainer: pl.Trainer
+) -> Step:
+    """Make a step as the options want it: in CUDA graphs where they can, else an eager pass.
+
+    Raises:
+        ValueError: if ``cuda_graphs`` is ``"on"`` where there can be none.
+    """
+    obstacle = _obstacle(options, trainer)
+    if options.cuda_graphs == "on" and obstacle:
+        raise ValueError(f"cuda_graphs is 'on', but {obstacle}; leave it at 'auto', or 'off'")
+    if options.cuda_graphs != "off" and not obstacle:
+        return GraphedStep(network, loss)
+
+    def eager(batch: StreamBatch) -> tuple[Tensor, Tensor]:
+        output = network(batch)
+        return loss(output, batch.target), output
+
+    return eager
+
+
+def _obstacle(options: FitOptions, trainer: pl.Trainer) -> str | None:
+    """Say why there can be no captured step; None if there can."""
+    if trainer.strategy.root_device.type != "cuda":
+        return "there is no GPU"
+    if exchanges_during_backward(trainer):
+        return f"strategy {options.strategy!r} averages gradients while the backward pass runs"
+    if trainer.world_size > 1 and options.sync_batchnorm:
+        return "joint batch norms meet the other processes in every layer"
+    if options.balance_penalty > 0:
+        return "the balance penalty looks at every forward pass"
+    return None

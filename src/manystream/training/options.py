@@ -7,25 +7,35 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from numbers import Real
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch.optim import Optimizer
 
-from manystream.choices import check_choices
+from manystream.choices import check_choices, did_you_mean
 from manystream.dropout import ModalityDropout, Schedule
+from manystream.tasks import Task
 from manystream.training.distributed import AFTER_BACKWARD
 from manystream.training.optimizer import build_optimizer
 
 Precision = Literal["32-true", "tf32", "bf16-mixed", "16-mixed", "64-true"]
-Monitor = Literal[
-    "val_mean_class_accuracy",
-    "val_accuracy",
-    "val_loss",
-    "train_mean_class_accuracy",
-    "train_accuracy",
-    "train_loss",
-]
+
+
+class Monitor(NamedTuple):
+    """What tells a better epoch from a worse one.
+
+    Attributes:
+        name: of a logged value.
+        mode: whether the least or the most of it is best.
+    """
+
+    name: str
+    mode: Literal["min", "max"]
+
+    def is_better(self, value: float, best: float | None) -> bool:
+        """Compare a value with the best so far, None where there is none; NaN is never better."""
+        sign = 1 if self.mode == "max" else -1
+        return sign * value > (-math.inf if best is None else sign * best)
 
 
 @dataclass
@@ -103,8 +113,10 @@ class FitOptions:
     """Whether every batch loses the same number of rows per stream."""
 
     # Which weights a run leaves.
-    monitor: Monitor = "val_mean_class_accuracy"
-    """What tells a better epoch from a worse one."""
+    monitor: str | None = None
+    """What tells a better epoch from a worse one: a metric of the task or the loss, in validation
+    or training, for example val_loss or train_accuracy; by default the task's first metric in
+    validation, val_mean_class_accuracy for classes."""
     early_stopping_patience: int | None = None
     """Epochs without improvement after which training ends; null trains all epochs."""
     restore_best: bool = False
@@ -172,10 +184,26 @@ class FitOptions:
                 "themselves; set subset_accuracy_every to 1 or more"
             )
 
-    @property
-    def monitor_mode(self) -> Literal["min", "max"]:
-        """Whether the least or the most of the monitored value is best."""
-        return "min" if self.monitor.endswith("loss") else "max"
+    def monitored(self, task: Task) -> Monitor:
+        """Find what ``monitor`` means for a task, and whether more of it is better.
+
+        Raises:
+            ValueError: if the task has no such metric.
+        """
+        name = self.monitor or f"val_{task.primary_metric}"
+        metrics = [*task.quantities(), "loss"]
+        known = [f"{of}_{metric}" for of in ("val", "train") for metric in metrics]
+        if name not in known:
+            raise ValueError(
+                f"monitor is {name!r}; expected one of {', '.join(known)}"
+                f"{did_you_mean(name, known)}"
+            )
+        metric = name.partition("_")[2]
+        if metric == "loss":
+            return Monitor(name, "min")
+        is_primary = metric == task.primary_metric
+        more = None if is_primary else task.metrics()[metric].higher_is_better
+        return Monitor(name, "max" if (task.higher_is_better if more is None else more) else "min")
 
     def make_dropout(self, num_streams: int) -> ModalityDropout | None:
         """Make modality dropout for a network with so many streams; None where it is off.

@@ -13,10 +13,11 @@ from typing import Any
 
 from torch import Tensor
 
+from manystream.choices import first_few
 from manystream.files import partial_of
 from manystream.models import StreamNetwork
 from manystream.training.checkpoints import SUFFIX, DamagedStateError, read_state
-from manystream.training.reports.history import History, HistoryRecorder
+from manystream.training.history import History, HistoryRecorder
 
 if sys.platform != "win32":
     import fcntl
@@ -44,12 +45,12 @@ class RunFolder:
 
     @property
     def has_run(self) -> bool:
-        """Whether something was trained into it."""
+        """Tell whether something was trained into it."""
         return (self.path / "history.json").exists() or any(self.checkpoints.glob("[!.]*"))
 
     @property
     def log_name(self) -> str:
-        """Name of a folder for logs that is not there yet: a resumed run has its own."""
+        """Name a folder for logs that is not there yet: a resumed run has its own."""
         names = ["logs", *(f"logs-{n}" for n in range(2, 1000))]
         return next(name for name in names if not (self.path / name).exists())
 
@@ -88,7 +89,7 @@ class RunFolder:
             yield
 
     def newest(self) -> tuple[Path, dict[str, Any]] | None:
-        """Path and content of the newest state that is whole; None where there is no state.
+        """Read the newest state that is whole: its path and content; None where there is none.
 
         Raises:
             ValueError: if there are states, but none is whole.
@@ -113,12 +114,12 @@ class RunFolder:
 
     @property
     def latest(self) -> Path | None:
-        """Path of the newest state, whole or not; None where there is none."""
+        """Find the newest state, whole or not; None where there is none."""
         states = [*self._states(), *([self.final] if self.final.exists() else [])]
         return states[-1] if states else None
 
     def state_path(self, epoch: int, batch: int) -> Path:
-        """Where the state before a batch of an epoch belongs."""
+        """Say where the state before a batch of an epoch belongs."""
         return self.checkpoints / f"epoch-{epoch:05d}-batch-{batch:08d}{SUFFIX}"
 
     def keep(self, state: Path) -> None:
@@ -164,10 +165,10 @@ def check_same_network(network: StreamNetwork, path: Path, content: Mapping[str,
         if name in saved and saved[name].shape != tensor.shape
     ]
     if differences:
-        shown = "; ".join(sorted(differences)[:_SHOWN])
         raise ValueError(
-            f"{path} is a checkpoint of another network: {shown} ({len(differences)} differences); "
-            "resume with the options that the run was started with"
+            f"{path} is a checkpoint of another network: "
+            f"{first_few(sorted(differences), _SHOWN, '; ')}; resume with the options that the run "
+            "was started with"
         )
 
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, OneCycleLR, ReduceLROnPlateau
 
-from manystream.training.options import FitOptions
+from manystream.training.options import FitOptions, Monitor
 
 _ONE_CYCLE_RISE = 0.3
 """Share of a one-cycle run in which the learning rate rises, unless a warm-up is given."""
 
 
 def make_schedules(
-    optimizer: Optimizer, options: FitOptions, num_steps: int | None
+    optimizer: Optimizer, options: FitOptions, num_steps: int | None, monitor: Monitor
 ) -> list[dict[str, Any]]:
     """Make the learning rate schedules of a run, in Lightning's form.
 
@@ -26,6 +26,7 @@ def make_schedules(
         options: which schedule.
         num_steps: optimizer steps of the whole run; None if nobody knows, then schedules move by
             epoch.
+        monitor: what plateau looks at.
     """
     length = options.epochs if num_steps is None else num_steps
     interval = "epoch" if num_steps is None else "step"
@@ -33,8 +34,8 @@ def make_schedules(
     num_warmup = min(round(length * warmup_epochs / options.epochs), length)
     if options.schedule == "plateau":
         warmup = {"scheduler": _linear_warmup(optimizer, num_warmup), "interval": interval}
-        plateau = _plateau(optimizer, options)
-        return [warmup, {"scheduler": plateau, "interval": "epoch", "monitor": options.monitor}]
+        plateau = _plateau(optimizer, options, monitor.mode)
+        return [warmup, {"scheduler": plateau, "interval": "epoch", "monitor": monitor.name}]
     if options.schedule == "one_cycle":
         return [{"scheduler": _one_cycle(optimizer, options, length), "interval": interval}]
     share = _share(options, length, num_warmup)
@@ -86,11 +87,13 @@ def _linear_warmup(optimizer: Optimizer, num_warmup: int) -> LinearLR:
     return LinearLR(optimizer, start_factor=start, total_iters=max(num_warmup - 1, 1))
 
 
-def _plateau(optimizer: Optimizer, options: FitOptions) -> ReduceLROnPlateau:
+def _plateau(
+    optimizer: Optimizer, options: FitOptions, mode: Literal["min", "max"]
+) -> ReduceLROnPlateau:
     floors = [g["multiplier"] * options.final_learning_rate for g in optimizer.param_groups]
     return ReduceLROnPlateau(
         optimizer,
-        options.monitor_mode,
+        mode,
         factor=options.learning_rate_factor,
         patience=options.plateau_patience,
         min_lr=floors,

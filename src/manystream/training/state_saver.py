@@ -1,9 +1,8 @@
-"""When the state of a run is saved, and what of it Lightning does not save by itself."""
+"""Save the state of a run, with what of it Lightning does not save by itself."""
 
 from __future__ import annotations
 
-import math
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -14,6 +13,7 @@ from torchmetrics import Metric
 
 from manystream.training.checkpoints import random_state
 from manystream.training.feed import Feed
+from manystream.training.options import Monitor
 from manystream.training.run_folder import RunFolder
 
 
@@ -27,8 +27,7 @@ class StateSaver(Checkpoint):
     Args:
         folder: where states are kept.
         feed: the training batches.
-        monitor: logged quantity that tells the best state.
-        mode: whether the least or the most of it is best; the first of equals is.
+        monitor: what tells the best state; the first of equals is.
         every_n_steps: optimizer steps between states within an epoch; None saves only between
             epochs.
     """
@@ -37,15 +36,13 @@ class StateSaver(Checkpoint):
         self,
         folder: RunFolder,
         feed: Feed,
-        monitor: str,
-        mode: Literal["min", "max"],
+        monitor: Monitor,
         *,
         every_n_steps: int | None = None,
     ) -> None:
         self.folder = folder
         self.feed = feed
         self.monitor = monitor
-        self.sign = 1 if mode == "max" else -1
         self.every_n_steps = every_n_steps
         self.best_value: float | None = None
         self._is_best = False
@@ -111,11 +108,9 @@ class StateSaver(Checkpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """See whether the epoch was the best so far."""
-        if self.monitor not in trainer.callback_metrics:
-            return
-        value = self.sign * trainer.callback_metrics[self.monitor].item()
-        if value > (-math.inf if self.best_value is None else self.best_value):
-            self.best_value, self._is_best = value, True
+        measured = trainer.callback_metrics.get(self.monitor.name)
+        if measured is not None and self.monitor.is_better(measured.item(), self.best_value):
+            self.best_value, self._is_best = measured.item(), True
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the last epoch if it was the best; no next epoch will."""
@@ -124,7 +119,7 @@ class StateSaver(Checkpoint):
             trainer.save_checkpoint(self.folder.best)
 
     def state_dict(self) -> dict[str, Any]:
-        """Best value, and the state of every process; called in all of them."""
+        """Give the best value, and the state of every process; called in all of them."""
         return {
             "best_value": self.best_value,
             "is_best": self._is_best,
@@ -180,7 +175,7 @@ def _begin_counting(trainer: pl.Trainer) -> None:
 
 
 def _gathered(state: dict[str, Any]) -> list[dict[str, Any]]:
-    """The states of all processes, by rank."""
+    """Collect the states of all processes, by rank."""
     if not dist.is_initialized():
         return [state]
     states: list[Any] = [None] * dist.get_world_size()

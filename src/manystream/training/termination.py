@@ -46,7 +46,7 @@ class Terminated(SystemExit):
 
 @contextmanager
 def sigterm_handled(handler: Callable[..., None] | signal.Handlers) -> Iterator[None]:
-    """For a while, have SIGTERM handled so; where the caller ignores it, it stays ignored."""
+    """Have SIGTERM handled so for a while; where the caller ignores it, it stays ignored."""
     before = signal.getsignal(signal.SIGTERM)
     ignored = before in (signal.SIG_IGN, None)
     if ignored or threading.current_thread() is not threading.main_thread():
@@ -69,17 +69,17 @@ class Termination:
 
     @property
     def requested(self) -> bool:
-        """Whether it has come to this process."""
+        """Tell whether it has come to this process."""
         return self._came < math.inf
 
     @property
     def overdue(self) -> bool:
-        """Whether it has come so long ago that nothing more is waited for."""
+        """Tell whether it has come so long ago that nothing more is waited for."""
         return monotonic() - self._came > _PATIENCE_SECONDS
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """For a while, take SIGTERM down; a second one ends the process at once.
+        """Take SIGTERM down for a while; a second one ends the process at once.
 
         Raises:
             Terminated: at the end, if it came and nothing has ended the run since.
@@ -100,7 +100,7 @@ class Termination:
             self._vote = Vote(trainer.strategy.root_device)
 
     def heard(self) -> bool:
-        """Whether any process had it a step ago; asked after every step, and waits for nobody."""
+        """Tell whether any process had it a step ago; asked at every step, waits for nobody."""
         if self._vote is None:
             return self.requested
         heard = self._vote.answer()
@@ -108,7 +108,7 @@ class Termination:
         return bool(heard)
 
     def agreed(self) -> bool:
-        """Whether any process has it now; waits for all."""
+        """Tell whether any process has it now; waits for all."""
         return self.heard() | self.heard()
 
     def end_validation(self, *, reading: bool) -> bool:

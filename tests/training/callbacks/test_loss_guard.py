@@ -4,8 +4,8 @@ import math
 import pytest
 import torch
 
-from manystream.training.loss_guard import NonFiniteLossError
-from manystream.training.recipe.averaging import WeightAverage
+from manystream.training.callbacks.loss_guard import NonFiniteLossError
+from manystream.training.callbacks.weights import WeightAverage
 from tests.training.builders import CPU, dict_batches, tiny_model, tuple_batches
 
 

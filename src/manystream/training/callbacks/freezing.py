@@ -1,4 +1,4 @@
-"""Freezing a stream that has nothing more to learn by itself."""
+"""Freeze a stream that has nothing more to learn by itself."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from manystream.tasks import Task
-from manystream.training.aids.subset_accuracy import logged_as
+from manystream.training.callbacks.subset_accuracy import logged_as
 from manystream.training.distributed import exchanges_during_backward
 from manystream.training.param_groups import network_of, stream_modules
 
@@ -59,7 +59,7 @@ class StreamFreezing(pl.Callback):
         for name in self.names:
             pl_module.log(f"frozen/{name}", float(name in self.frozen), sync_dist=True)
         for name in self.names:
-            measured = trainer.callback_metrics.get(logged_as((name,), self.task))
+            measured = trainer.callback_metrics.get(logged_as(name, self.task))
             if name not in self.frozen and measured is not None:
                 self._judge(trainer, pl_module, name, measured.item())
 
@@ -79,11 +79,11 @@ class StreamFreezing(pl.Callback):
         self._trained, self._moving = [], []
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """As at the end of training."""
+        """Do as at the end of training."""
         self.on_train_end(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        """Which streams are frozen, and how long each of the others has waited."""
+        """Give the frozen streams, and how long each of the others has waited."""
         return {"frozen": self.frozen, "best": self._best, "waited": self._waited}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from manystream.training import FitOptions
-from manystream.training.aids.subset_accuracy import proper_subsets
+from manystream.training.callbacks.subset_accuracy import SubsetAccuracy
 from tests.builders import mask_of
 from tests.training.builders import CPU, dict_batches, repeatable, tiny_model, tuple_batches
 
@@ -51,8 +51,9 @@ def test_a_subset_that_no_sample_has_is_left_out():
 
 
 def test_three_streams_have_six_proper_subsets():
-    found = proper_subsets("abc")
-    assert found == [("a", "b"), ("a", "c"), ("b", "c"), ("a",), ("b",), ("c",)]
+    model = tiny_model(in_channels={"a": 1, "b": 1, "c": 1})
+    found = SubsetAccuracy(1, model.network, model.task).subsets
+    assert list(found) == ["a + b", "a + c", "b + c", "a", "b", "c"]
 
 
 def test_what_it_needs():

@@ -4,17 +4,18 @@ import weakref
 
 import pytest
 import torch
+from torchmetrics import MeanAbsoluteError, MetricCollection
 
 from manystream.memory import measure
-from manystream.training.memory.advice import advise
-from manystream.training.memory.needs import (
+from manystream.tasks import StepLoss, Task
+from manystream.training.out_of_memory import (
     Need,
-    Step,
+    StepForm,
     StepNeeds,
+    StepOutOfMemory,
+    advise,
     measure_needs,
-    noise_batch,
 )
-from manystream.training.memory.out_of_memory import StepOutOfMemory
 from tests.training.builders import CPU, tiny_model, tuple_batches
 
 MIB = 2**20
@@ -26,8 +27,8 @@ def needs_of(**per_sample: float) -> StepNeeds:
     return StepNeeds(peak, {"raw output": Need(0, MIB)}, {"conv1": Need(0, MIB)}, 10 * MIB)
 
 
-def step(batch_size: int) -> Step:
-    return Step(batch_size, (32, 32))
+def step(batch_size: int, **changes) -> StepForm:
+    return StepForm(batch_size, (32, 32), torch.arange(3), **changes)
 
 
 def out_of_memory_above(model, batch_size, modes=("fast", "balanced", "lean", "min")):
@@ -42,9 +43,10 @@ def out_of_memory_above(model, batch_size, modes=("fast", "balanced", "lean", "m
 
 @pytest.mark.parametrize(("mode", "dtype"), [("balanced", None), ("lean", torch.bfloat16)])
 def test_needs_at_a_size_are_those_that_are_measured_there(mode, dtype):
-    model = tiny_model(memory=mode).network
-    needs = measure_needs(model, Step(16, (32, 32), dtype))
-    report = measure(model, noise_batch(model, step(16)), dtype)
+    model = tiny_model(memory=mode)
+    network, loss = model.network, StepLoss(model.task.loss)
+    needs = measure_needs(network, loss, step(16), dtype)
+    report = measure(network, step(16).noise(network), dtype)
     assert next(iter(needs.peak)) == mode
     assert needs.peak[mode].at(16) == pytest.approx(report.peak_allocated_bytes, rel=0.02)
     for told, found in (
@@ -90,7 +92,7 @@ def test_where_nothing_fits_it_says_so():
 
 
 def test_what_needs_more_memory_than_was_counted_is_turned_off():
-    advice = advise(needs_of(fast=4, min=1), step(64), "fast", 10**9, in_graphs=True)
+    advice = advise(needs_of(fast=4, min=1), step(64, in_graphs=True), "fast", 10**9)
     assert advice.changes() == {"memory": "min", "cuda_graphs": "off"}
     assert "without CUDA graphs" in str(advice)
     assert str(StepOutOfMemory(advice)).endswith(
@@ -143,7 +145,7 @@ def test_what_it_advises_is_less_than_what_failed():
     failed, *_ = caught.value.advice.needs.peak.values()
     for setting in caught.value.advice.settings:
         tried = tiny_model(memory=setting.memory).network
-        peak = measure(tried, noise_batch(tried, step(setting.batch_size))).peak_allocated_bytes
+        peak = measure(tried, step(setting.batch_size).noise(tried)).peak_allocated_bytes
         assert peak < failed.at(16)
 
 
@@ -156,3 +158,34 @@ def test_a_step_that_fails_otherwise_is_left_alone():
     model.network.register_forward_pre_hook(fail)
     with pytest.raises(RuntimeError, match="something else"):
         model.fit(tuple_batches(8), epochs=1, **CPU)
+
+
+class Where(Task):
+    """A number of every pixel of a map of four by four: a task without classes."""
+
+    name, num_outputs = "where", 16
+    primary_metric, higher_is_better = "mae", False
+
+    def loss(self, output, target):
+        return (output.unflatten(1, (4, 4)) - target["map"]).square().mean(dim=(1, 2))
+
+    def predict(self, output):
+        return output
+
+    def metrics(self):
+        return MetricCollection({"mae": MapError()})
+
+
+class MapError(MeanAbsoluteError):
+    def update(self, predictions, target):
+        super().update(predictions, target["map"].flatten(1))
+
+
+def test_it_advises_for_a_task_without_classes():
+    batches = [(*images, {"map": torch.rand(8, 4, 4)}) for *images, _ in tuple_batches(8)]
+    model = tiny_model(task=Where())
+    out_of_memory_above(model, 7, modes=["fast"])
+    with pytest.raises(StepOutOfMemory, match="a training step of 8 samples") as caught:
+        model.fit(batches, epochs=1, **CPU)
+    model.memory = caught.value.advice.changes()["memory"]
+    assert model.fit(batches, epochs=1, **CPU).num_epochs == 1

@@ -7,8 +7,8 @@ from torch import nn
 
 from manystream.tasks import Classification
 from manystream.training import FitOptions
-from manystream.training.aids.freezing import StreamFreezing
-from manystream.training.aids.subset_accuracy import logged_as
+from manystream.training.callbacks.freezing import StreamFreezing
+from manystream.training.callbacks.subset_accuracy import logged_as
 from manystream.training.distributed import AfterBackwardStrategy
 from tests.training.builders import CPU, NUM_CLASSES, tiny_model, tuple_batches
 
@@ -79,7 +79,7 @@ def judged(callback, accuracies, module, world_size=1):
     """Let a callback see epochs with these accuracies of the stream rgb by itself."""
     logged = []
     for epoch, accuracy in enumerate(accuracies):
-        metrics = {} if accuracy is None else {logged_as(("rgb",), TASK): torch.tensor(accuracy)}
+        metrics = {} if accuracy is None else {logged_as("rgb", TASK): torch.tensor(accuracy)}
         trainer = SimpleNamespace(
             callback_metrics=metrics, world_size=world_size, current_epoch=epoch
         )

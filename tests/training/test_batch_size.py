@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, TensorDataset
 
 from manystream.training import FitOptions, StepOutOfMemory
-from manystream.training.memory.batch_size import largest_that_fits
-from manystream.training.stepping import make_step
+from manystream.training.batch_size import largest_that_fits
+from manystream.training.module import make_step
 from tests.training.builders import CPU, easy_samples, tiny_model, tuple_batches
-from tests.training.memory.test_out_of_memory import out_of_memory_above
+from tests.training.test_out_of_memory import out_of_memory_above
 
 
 @given(limit=st.integers(0, 3000), largest=st.integers(1, 3000))

@@ -1,4 +1,4 @@
-"""Stops a run at the step whose loss is not a finite number."""
+"""Stop a run at the step whose loss is not a finite number."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from manystream.batch import StreamBatch
+from manystream.choices import first_few
 from manystream.training.param_groups import network_of
 from manystream.training.state_saver import StateSaver
 
@@ -152,20 +153,18 @@ class _KeptBuffers:
 def _described(batch: StreamBatch | None) -> str:
     if batch is None or batch.ids is None:
         return "unknown: the loader's batches have no ids"
-    shown = ", ".join(batch.ids[:_IDS_SHOWN])
-    more = len(batch.ids) - _IDS_SHOWN
-    return f"{shown} and {more} more" if more > 0 else shown
+    return first_few(batch.ids, _IDS_SHOWN)
 
 
 def _gathered(found: list[tuple[float, str]]) -> list[tuple[float, str]]:
-    """What any process found."""
+    """Collect what any process found."""
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, found)
     return [pair for pairs in everyone for pair in pairs]
 
 
 def _last_good(trainer: pl.Trainer) -> str:
-    """Where the newest checkpoint lies; all that exist were taken at steps with finite losses."""
+    """Say where the newest checkpoint lies; all were taken at steps with finite losses."""
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, StateSaver) and callback.folder.latest is not None:
             return f"The last good checkpoint is {callback.folder.latest}."

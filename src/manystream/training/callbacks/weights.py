@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights."""
+"""Which weights a run leaves: an average over its steps, or the best epoch's."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from manystream.training.options import Monitor
 from manystream.training.param_groups import network_of
 
 
@@ -73,7 +74,7 @@ class WeightAverage(pl.Callback):
             self.on_validation_end(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        """The average, and the steps that it has taken in."""
+        """Give the average, and the steps that it has taken in."""
         return {"weights": self.weights, "steps": self._steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -97,3 +98,47 @@ class WeightAverage(pl.Callback):
             weight = tensor.clone()
             tensor.copy_(self.weights[name])
             self.weights[name].copy_(weight)
+
+
+class RestoreBest(pl.Callback):
+    """Keeps the best epoch's weights and buffers, and gives them to the network at the end.
+
+    They are part of the checkpoint, so that a resumed run still has them. The first of equal
+    epochs is the best.
+
+    Args:
+        monitor: what tells it.
+        average: the average of the weights that was measured in their place, if there is one.
+    """
+
+    def __init__(self, monitor: Monitor, average: WeightAverage | None = None) -> None:
+        self.monitor = monitor
+        self.average = average
+        self.best_value: float | None = None
+        self.weights: dict[str, Tensor] = {}
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the weights if no earlier epoch was as good."""
+        value = trainer.callback_metrics[self.monitor.name].item()
+        if self.monitor.is_better(value, self.best_value):
+            self.best_value = value
+            self.weights = self._measured(pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Give the best weights to the network."""
+        if self.weights:
+            network_of(pl_module).load_state_dict(self.weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the best value, and its weights."""
+        return {"best_value": self.best_value, "weights": self.weights}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken."""
+        self.best_value, self.weights = state_dict["best_value"], dict(state_dict["weights"])
+
+    def _measured(self, pl_module: pl.LightningModule) -> dict[str, Tensor]:
+        average = self.average
+        weights = network_of(pl_module).state_dict() if average is None else average.weights
+        # On the host: they are touched once an epoch, and the device has little to spare.
+        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in weights.items()}

@@ -1,4 +1,4 @@
-"""The largest batch whose training steps fit into memory, found by running them."""
+"""Find the largest batch whose training steps fit into memory, by running them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import gc
 import re
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -15,17 +15,15 @@ import torch
 from manystream.batch import StreamBatch, map_target, read_batch
 from manystream.models import StreamNetwork
 from manystream.tasks import Task
-from manystream.training.memory.needs import Step, noise_batch
-from manystream.training.memory.out_of_memory import (
-    LatestBatch,
-    StepWatch,
-    explain_out_of_memory,
-)
-from manystream.training.module import ClassifierModule
+from manystream.training.module import TrainingModule, make_loss
 from manystream.training.options import FitOptions
-from manystream.training.recipe.loss import make_loss
-from manystream.training.recipe.precision import kept_arithmetic, lightning_precision
-from manystream.training.trainer import Batches, trainer_session
+from manystream.training.out_of_memory import StepForm, StepWatch, explain_out_of_memory
+from manystream.training.trainer import (
+    Batches,
+    kept_arithmetic,
+    lightning_precision,
+    trainer_session,
+)
 
 _SAFE_SHARE = 0.9
 """Of the largest batch that fits, since fragments and data loaders take more as a run goes on."""
@@ -75,19 +73,18 @@ def find_batch_size(
         raise ValueError("a batch size is found for one device; set devices to 1, or name a size")
     if largest is None:
         largest = _num_samples(loader)
-    example = _first_batch(network, task, loader)
+    form = _form_of(network, task, loader)
     loss = make_loss(task, options, loader)
-    latest = LatestBatch()
+    latest = StepForm()
 
     def steps(batch_size: int) -> None:
-        module = ClassifierModule(copy.deepcopy(network), task, options, loss=copy.deepcopy(loss))
-        batch = _noise_like(example, network, batch_size)
-        _run_steps(module, _worst_case(network, batch), StepWatch(latest))
+        module = TrainingModule(copy.deepcopy(network), task, options, loss=copy.deepcopy(loss))
+        _run_steps(module, form.noise(network, batch_size), StepWatch(latest))
 
     with torch.random.fork_rng():
         found = largest_that_fits(lambda batch_size: _fits(steps, batch_size), largest)
         if found == 0:
-            explain_out_of_memory(lambda: steps(1), network, latest, options.precision)
+            explain_out_of_memory(lambda: steps(1), network, loss, latest, options.precision)
     return found if found == largest else max(int(found * _SAFE_SHARE), 1)
 
 
@@ -108,16 +105,10 @@ def largest_that_fits(fits: Callable[[int], bool], largest: int) -> int:
     good, bad = 0, largest + 1
     while good < largest and bad > largest:
         size = min(max(2 * good, 1), largest)
-        if fits(size):
-            good = size
-        else:
-            bad = size
+        good, bad = (size, bad) if fits(size) else (good, size)
     while bad - good > max(good // _PRECISION_SHARE, 1):
         middle = (good + bad) // 2
-        if fits(middle):
-            good = middle
-        else:
-            bad = middle
+        good, bad = (middle, bad) if fits(middle) else (good, middle)
     return good
 
 
@@ -134,27 +125,24 @@ def _fits(steps: Callable[[int], None], batch_size: int) -> bool:
         fits = False
     else:
         fits = True
-    _free()
+    # Cycles among trainer and module hold memory of a try.
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     return fits
 
 
-def _worst_case(network: StreamNetwork, batch: StreamBatch) -> list[StreamBatch]:
-    """The steps of a run that need most.
+def _run_steps(module: TrainingModule, batch: StreamBatch, watch: StepWatch) -> None:
+    """Run the steps of a run that need most.
 
     The first makes the optimizer's state; the second has it, and is captured as a CUDA graph where
     there are such; the third has another shape, as the last batch of an epoch or one that lacks a
     row, and runs eagerly beside the memory of that graph.
     """
-    if len(batch) == 1:
-        return [batch] * 2
-    fewer = replace(
-        network.to_batch([x[:-1] for x in batch.streams]),
-        target=map_target(lambda t: t[:-1], batch.target),
-    )
-    return [batch, batch, fewer]
-
-
-def _run_steps(module: ClassifierModule, batches: Sequence[StreamBatch], watch: StepWatch) -> None:
+    batches = [batch, batch]
+    if len(batch) > 1:
+        fewer = module.network.to_batch([x[:-1] for x in batch.streams])
+        batches.append(replace(fewer, target=map_target(lambda t: t[:-1], batch.target)))
     options = module.options
     session = trainer_session(
         progress=False,
@@ -169,13 +157,6 @@ def _run_steps(module: ClassifierModule, batches: Sequence[StreamBatch], watch: 
         trainer.fit(module, Batches(batches))
 
 
-def _free() -> None:
-    """Give the memory of a try back, of which cycles among trainer and module hold some."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
 def _num_samples(loader: Iterable[Any]) -> int:
     dataset = getattr(loader, "dataset", None)
     if dataset is None or not hasattr(dataset, "__len__"):
@@ -186,18 +167,13 @@ def _num_samples(loader: Iterable[Any]) -> int:
     return len(dataset)
 
 
-def _first_batch(network: StreamNetwork, task: Task, loader: Iterable[Any]) -> StreamBatch:
+def _form_of(network: StreamNetwork, task: Task, loader: Iterable[Any]) -> StepForm:
+    """Read a batch for its height and width, and its targets."""
     batch = next(iter(loader), None)
     if batch is None:
         raise ValueError("the loader has no batch; expected at least one")
     compact = read_batch(batch, network.in_channels)
     task.check_target(compact.target, len(compact), compact.ids)
-    return compact
-
-
-def _noise_like(example: StreamBatch, network: StreamNetwork, batch_size: int) -> StreamBatch:
-    """Noise as large as a batch's images, with its targets over and over."""
-    height, width = example.streams[0].shape[2:]
-    batch = noise_batch(network, Step(batch_size, (height, width)))
-    again = torch.arange(batch_size) % len(example)
-    return replace(batch, target=map_target(lambda t: t.cpu()[again], example.target))
+    height, width = compact.streams[0].shape[2:]
+    target = map_target(lambda t: t.cpu(), compact.target)
+    return StepForm(len(compact), (height, width), target)

@@ -7,7 +7,7 @@ import torch
 
 from manystream.model import create_model
 from manystream.training import StepOutOfMemory
-from manystream.training.memory.batch_size import _PRECISION_SHARE, _SAFE_SHARE
+from manystream.training.batch_size import _PRECISION_SHARE, _SAFE_SHARE
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 

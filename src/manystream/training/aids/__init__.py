@@ -1,1 +1,0 @@
-"""Training aids for networks of several streams; each is off unless asked for."""

@@ -1,1 +1,0 @@
-"""When memory runs out: what a step needs, what would fit, and the largest batch."""
