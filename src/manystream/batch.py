@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from manystream.presence import Presence, Views, mask_from_blanked, upload
 
@@ -163,6 +163,11 @@ def _check_count(number: int, presence: Presence) -> None:
 def map_target(function: Callable[[Tensor], Tensor], target: Target) -> Target:
     """Apply a function to every tensor of a target; what is no tensor stays as it is."""
     return tree_map_only(Tensor, function, target)
+
+
+def target_tensors(target: Target) -> list[Tensor]:
+    """List the tensors of a target, always in one order."""
+    return [leaf for leaf in tree_leaves(target) if isinstance(leaf, Tensor)]
 
 
 def _take_rows(full: Tensor, presence: Presence, stream: int) -> Tensor:
