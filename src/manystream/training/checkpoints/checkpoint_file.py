@@ -13,7 +13,7 @@ from lightning.fabric.plugins import CheckpointIO
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from manystream.models.model_file import content_digest
+from manystream.models.weights.model_file import content_digest
 from manystream.training.checkpoints.nest import put_together, take_apart
 
 _FORMAT = "manystream checkpoint 1"

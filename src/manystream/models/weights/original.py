@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from manystream.models.checkpoints import read_state_dict
 from manystream.models.resnet import StreamResNet
+from manystream.models.weights.state_dicts import read_state_dict
 
 _logger = logging.getLogger(__name__)
 
