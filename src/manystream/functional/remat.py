@@ -36,14 +36,22 @@ F = TypeVar("F", bound=Callable[..., Any])
 class _Kept:
     """A tensor that may not be changed in place until it has been read."""
 
-    # An operation's own output would hold the operation that holds it: a pass that is never
-    # followed by its backward would never be let go.
     tensor: Tensor
     version: int
 
     @classmethod
     def of(cls, tensor: Tensor) -> _Kept:
+        """Keep its memory as it is now."""
         return cls(tensor.detach(), tensor._version)
+
+    @classmethod
+    def for_autograd(cls, tensor: Tensor) -> _Kept:
+        """Keep what autograd would: a leaf itself, whose ``data`` may be exchanged.
+
+        An operation's own output would hold the operation that holds it: a pass that is never
+        followed by its backward would never be let go.
+        """
+        return cls(tensor, tensor._version) if tensor.is_leaf else cls.of(tensor)
 
     def read(self) -> Tensor:
         _check_version(self.tensor, self.version, self.tensor.shape)
@@ -226,7 +234,7 @@ def _pack(tensor: Tensor) -> _Kept | _Rebuilt:
     recipe = _recipe_of(tensor)
     if recipe is None:
         _tell(tensor)
-        return _Kept.of(tensor)
+        return _Kept.for_autograd(tensor)
     recipe.will_be_used()
     return _Rebuilt.of(tensor, recipe)
 

@@ -101,17 +101,16 @@ def measure_needs(network: StreamNetwork, step: Step) -> StepNeeds:
 
 
 def _modes_from(network: StreamNetwork) -> tuple[MemoryMode, ...]:
-    """The network's memory mode and those that keep less; a network without modes has one."""
+    """The network's memory mode and those that keep less."""
     modes: tuple[MemoryMode, ...] = get_args(MemoryMode)
-    return modes[modes.index(getattr(network, "memory", modes[-1])) :]
+    return modes[modes.index(network.memory) :]
 
 
 def _measure(
     network: StreamNetwork, step: Step, mode: MemoryMode
 ) -> tuple[MemoryReport, MemoryReport]:
     measured = copy.deepcopy(network)
-    if hasattr(measured, "memory"):
-        measured.memory = mode
+    measured.memory = mode
     first, second = (
         measure(measured, noise_batch(network, replace(step, batch_size=b)), step.autocast_dtype)
         for b in _MEASURED_AT
