@@ -113,8 +113,8 @@ class StreamBatch:
         channels = [x.shape[1] for x in self.streams]
         joined = first.new_zeros(self.views.num_views, sum(channels), *first.shape[2:])
         starts = accumulate(channels, initial=0)
-        for x, runs, start in zip(self.streams, self.views.runs, starts, strict=False):
-            for run in runs:
+        for m, (x, start) in enumerate(zip(self.streams, starts, strict=False)):
+            for run in self.views.entering(m):
                 joined[run.views, start : start + x.shape[1]] = x[run.rows]
         return joined
 

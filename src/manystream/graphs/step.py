@@ -45,6 +45,7 @@ class GraphedStep:
             averaging no replay would do.
 
     Example:
+        >>> from dataclasses import replace
         >>> import torch.nn.functional as F
         >>> from manystream import StreamResNet
         >>> net = StreamResNet(family="li_net3", block="basic", layers=(1, 1, 1, 1),
