@@ -186,7 +186,7 @@ class Views:
         return len(self.sample)
 
     def entering(self, stream: int) -> tuple[Run, ...]:
-        """Give the runs of a stream; without rows, an empty one: its gradients are zero, not None."""
+        """Give the runs of a stream; one without rows has an empty run, so zero gradients."""
         return self.runs[stream] or (Run(slice(0, 0), slice(0, 0)),)
 
     def restore(self, views: Tensor) -> Tensor:
