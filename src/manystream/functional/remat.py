@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 from typing import cast as type_cast
 
 import torch
@@ -30,6 +30,28 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from manystream.functional import lanes
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Rebuild(NamedTuple):
+    """What the backward pass of a network's layers rebuilds instead of keeping.
+
+    Attributes:
+        norms: what norms, activations and pools give.
+        integrated: the integrated pathway's maps before their norms.
+        raw: the streams' raw outputs.
+    """
+
+    norms: bool = False
+    integrated: bool = False
+    raw: bool = False
+
+
+@runtime_checkable
+class Rebuilds(Protocol):
+    """A layer some of whose outputs can be rebuilt; a memory mode tells it which to."""
+
+    def set_rebuild(self, rebuild: Rebuild) -> None:
+        """Rebuild these from the next forward pass on, and keep the others."""
 
 
 @dataclass(frozen=True)

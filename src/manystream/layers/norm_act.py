@@ -79,6 +79,10 @@ class StreamNormAct2d(nn.Module):
         if integrated_only:
             self.streams.requires_grad_(False)
 
+    def set_rebuild(self, rebuild: remat.Rebuild) -> None:
+        """Rebuild the outputs if it says so."""
+        self.records, self.rebuild = any(rebuild), rebuild.norms
+
     @remat.recorded
     def forward(self, batch: StreamBatch, identity: StreamBatch | None = None) -> StreamBatch:
         """Shapes stay, up to the pool; ``identity`` has the shapes of ``batch``.
