@@ -13,9 +13,9 @@ lean     the streams' raw outputs, the       also the whole integrated pathway a
 min      block outputs                       all that lies inside blocks
 ======== =================================== =============================================
 
-All modes give the same gradients and move running statistics once. What was changed in place before
-the backward pass is refused where autograd refuses it in ``fast``. Under autocast ``fast`` keeps its
-copies of kernels, which the others make anew: those refuse a kernel that was changed, too.
+All modes give the same gradients and move running statistics once. What was changed in place
+before the backward pass is refused where autograd refuses it in ``fast``. Under autocast ``fast``
+keeps its copies of kernels, which the others make anew: those refuse a kernel that was changed.
 
 What ``min`` saves over ``lean`` is inside bottlenecks; with basic blocks the stem decides, and
 ``lean`` takes as little.
