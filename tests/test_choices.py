@@ -6,7 +6,7 @@ from typing import Literal, get_args, get_origin, get_type_hints
 import pytest
 
 import manystream as ms
-from manystream.cli.options import BenchOptions, CompareOptions, PredictOptions, TrainOptions
+from manystream.cli.options import CompareOptions, PredictOptions, TrainOptions
 from manystream.data.options import DataOptions
 from manystream.training import FitOptions
 from tests.training.builders import CPU, tiny_model, tuple_batches
@@ -57,8 +57,6 @@ def test_a_misspelt_choice(options, name, value, message):
         (DataOptions, {"units": {"d": "km"}}, "units of d is 'km'; expected one of m, dm, cm, mm"),
         (PredictOptions, {"on_error": "skipp"}, "on_error is 'skipp'; .* did you mean skip?"),
         (PredictOptions, {"units": {"d": "mmm"}}, "units of d is 'mmm'; .* did you mean mm?"),
-        (BenchOptions, {"precision": "fp16", "device": "cpu"}, "precision is 'fp16'; .* bf16"),
-        (BenchOptions, {"memory": "lena", "device": "cpu"}, "memory is 'lena'; .* mean lean?"),
     ],
 )
 def test_a_misspelt_choice_of_others(options, changes, message):

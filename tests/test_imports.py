@@ -139,16 +139,22 @@ def test_an_import_in_the_direction_is_not(room, source):
 
 
 def loaded_by(statement: str) -> set[str]:
-    """Top-level modules that a fresh process has after a statement."""
-    script = f"{statement}\nimport sys; print(*{{m.split('.')[0] for m in sys.modules}})"
+    """Modules that a statement loads in a fresh process, and the packages that they are of."""
+    script = f"import sys; had = set(sys.modules); {statement}; print(*set(sys.modules) - had)"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    return set(run.stdout.split())
+    names = run.stdout.split()
+    return {*names, *(name.partition(".")[0] for name in names)}
 
 
-def test_importing_the_package_needs_torch_and_numpy_only():
-    loaded = loaded_by("import manystream")
-    assert {"torch", "numpy", "manystream"} <= loaded
-    assert loaded.isdisjoint(HEAVY)
+def test_importing_the_package_loads_nothing_of_others():
+    packages = {name.partition(".")[0] for name in loaded_by("import manystream")}
+    assert packages <= {"manystream", *sys.stdlib_module_names}
+
+
+def test_networks_need_torch_and_numpy_only_and_no_compiler():
+    loaded = loaded_by("import manystream as ms; ms.create_model, ms.GraphedStep, ms.tasks")
+    assert {"torch", "numpy"} <= loaded
+    assert not loaded & {*HEAVY, "torch._dynamo", "triton"}
 
 
 def test_what_a_process_loads_is_seen():

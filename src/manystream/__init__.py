@@ -1,26 +1,52 @@
-"""Networks on several image streams that survive a missing sensor and train in less memory."""
+"""Networks on several image streams that survive a missing sensor and train in less memory.
 
-from manystream import functional, layers, models, tasks
-from manystream.batch import StreamBatch
-from manystream.dropout import ModalityDropout
-from manystream.graphs import GraphedStep
-from manystream.model import StreamModel, create_model, load_model
-from manystream.models import StreamResNet
-from manystream.presence import Presence
+Importing the package loads nothing, not even torch: each public name is loaded when it is first
+asked for. ``__init__.pyi`` tells type checkers the same names.
+"""
 
-__version__ = "0.1.0"
+from importlib import import_module
+from typing import Any
 
-__all__ = [
-    "GraphedStep",
-    "ModalityDropout",
-    "Presence",
-    "StreamBatch",
-    "StreamModel",
-    "StreamResNet",
-    "create_model",
+_ROOM_OF = {
+    "GraphedStep": "graphs",
+    "ModalityDropout": "dropout",
+    "Presence": "presence",
+    "StreamBatch": "batch",
+    "StreamModel": "model",
+    "StreamResNet": "models",
+    "create_model": "model",
+    "load_model": "model",
+}
+
+_ROOMS = (
+    "data",
+    "evaluation",
     "functional",
+    "graphs",
     "layers",
-    "load_model",
+    "memory",
     "models",
     "tasks",
-]
+    "training",
+)
+
+__all__ = [*_ROOM_OF, *_ROOMS]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f"{__name__}.{name}")
+    if name in _ROOM_OF:
+        found = getattr(import_module(f"{__name__}.{_ROOM_OF[name]}"), name)
+    elif name == "__version__":
+        from importlib.metadata import version
+
+        found = version(__name__)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})

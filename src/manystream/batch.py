@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from manystream.presence import Presence, Views, mask_from_blanked, upload
 
@@ -113,9 +113,11 @@ class StreamBatch:
         channels = [x.shape[1] for x in self.streams]
         joined = first.new_zeros(self.views.num_views, sum(channels), *first.shape[2:])
         starts = accumulate(channels, initial=0)
-        for x, runs, start in zip(self.streams, self.views.runs, starts, strict=False):
-            for run in runs:
+        for m, (x, start) in enumerate(zip(self.streams, starts, strict=False)):
+            for run in self.views.entering(m):
                 joined[run.views, start : start + x.shape[1]] = x[run.rows]
+            if len(x) == 0:  # it adds nothing, so that its gradients are zero and not missing
+                joined = joined + x.sum()
         return joined
 
     def with_maps(self, streams: tuple[Tensor, ...], integrated: Tensor | None) -> StreamBatch:
@@ -163,6 +165,11 @@ def _check_count(number: int, presence: Presence) -> None:
 def map_target(function: Callable[[Tensor], Tensor], target: Target) -> Target:
     """Apply a function to every tensor of a target; what is no tensor stays as it is."""
     return tree_map_only(Tensor, function, target)
+
+
+def target_tensors(target: Target) -> list[Tensor]:
+    """List the tensors of a target, always in one order."""
+    return [leaf for leaf in tree_leaves(target) if isinstance(leaf, Tensor)]
 
 
 def _take_rows(full: Tensor, presence: Presence, stream: int) -> Tensor:

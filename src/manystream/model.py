@@ -15,7 +15,7 @@ from manystream.batch import Inputs, StreamBatch
 from manystream.choices import check_names, names_checked
 from manystream.models import StreamNetwork, StreamResNet, load_pretrained_stream, resnet_size
 from manystream.models.memory_modes import MemoryMode
-from manystream.models.model_file import NoModelFileError, read_model_file, write_model_file
+from manystream.models.weights.model_file import NoModelFileError, read_model_file, write_model_file
 from manystream.tasks import Classification, Task, load_task
 
 if TYPE_CHECKING:

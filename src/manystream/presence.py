@@ -185,6 +185,10 @@ class Views:
         """Number of views V."""
         return len(self.sample)
 
+    def entering(self, stream: int) -> tuple[Run, ...]:
+        """Give the runs of a stream; one without rows has an empty run, so zero gradients."""
+        return self.runs[stream] or (Run(slice(0, 0), slice(0, 0)),)
+
     def restore(self, views: Tensor) -> Tensor:
         """Pick the full views, in the caller's order.
 

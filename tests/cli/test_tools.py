@@ -9,7 +9,7 @@ from PIL import Image
 from manystream import load_model
 from manystream.models import load_original
 from tests.cli.test_main import QUICK, SCENES, status, train
-from tests.models.originals import synthetic_checkpoint
+from tests.models.weights.originals import synthetic_checkpoint
 
 
 def test_compare_trains_every_family_and_reports(tmp_path, capsys) -> None:

@@ -124,7 +124,8 @@ def test_momentum_none_takes_the_mean_of_all_batches(alone):
     stock.running_mean, stock.running_var = mean.clone(), var.clone()
     stock.num_batches_tracked.fill_(3)
     for rows in (6, 4, 5):
-        sync_batch_norm(images(rows, "cpu"), mean, var, counter, weight, bias, momentum=None)
+        counted = Running(mean, var, counter)
+        sync_batch_norm(images(rows, "cpu"), counted, weight, bias, momentum=None)
         stock(images(rows, "cpu"))
     torch.testing.assert_close([mean, var], [stock.running_mean, stock.running_var])
     assert counter == stock.num_batches_tracked == 6
@@ -135,7 +136,7 @@ def test_half_precision_keeps_the_statistics_precise(alone):
     mean, var, counter, weight, bias = arguments("cpu", torch.float32)
     expected = Running(mean.clone(), var.clone())
     batch_statistics(x, expected)
-    sync_batch_norm(x, mean, var, counter, weight, bias)
+    sync_batch_norm(x, Running(mean, var, counter), weight, bias)
     torch.testing.assert_close(mean, expected.mean)
     torch.testing.assert_close(var, expected.var)
 

@@ -88,3 +88,16 @@ def test_late_fusion_joins_the_features_of_resnets(block: str, training: bool, w
     torch.testing.assert_close(logits, expected, rtol=1e-10, atol=1e-12)
     for m, plain in enumerate(plains):
         assert_statistics(network, plain, m)
+
+
+@pytest.mark.parametrize("words", ["10 10 10", "01 01"])
+def test_a_stream_that_no_sample_has_gets_zero_gradients_in_late_fusion(words: str) -> None:
+    network = small_resnet(family="late_fusion")
+    mask = mask_of(words)
+    target = torch.arange(len(mask))
+    F.cross_entropy(network(random_images(mask, size=SIZE), mask), target).backward()
+    absent = [m for m in range(2) if not mask[:, m].any()]
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        if f".streams.{absent[0]}." in name:
+            assert not parameter.grad.any(), name

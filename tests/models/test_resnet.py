@@ -1,3 +1,4 @@
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -296,12 +297,13 @@ def test_a_new_network_gives_every_class_a_chance() -> None:
 def test_a_compiled_network_trains_alike() -> None:
     network = small_resnet().train()
     batch = network.to_batch(random_images(mask := mask_of("11 01 10 11")), mask)
-    found = []
+    before, found = deepcopy(network.state_dict()), []
     for called in (network, torch.compile(network, backend="aot_eager")):
+        network.load_state_dict(before)
         network.zero_grad()
         loss = called(batch).square().sum()
         loss.backward()
         grads = [p.grad.clone() for p in network.parameters() if p.grad is not None]
-        found.append([loss.detach(), *grads])
+        found.append([loss.detach(), *grads, *(b.clone() for b in network.buffers())])
     torch.compiler.reset()
     torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)

@@ -6,7 +6,7 @@ from manystream.cli.options import ConvertOptions
 from manystream.cli.output import fresh_path, say
 from manystream.model import StreamModel
 from manystream.models import StreamResNet
-from manystream.models.original import read_original
+from manystream.models.weights.original import read_original
 from manystream.tasks import Classification
 
 

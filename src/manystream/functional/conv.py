@@ -50,6 +50,8 @@ def conv2d(
     if not few and not corrupting and not remat.is_recording():
         return F.conv2d(x, weight, None, stride, padding)
     dtype = compute_dtype(x)
+    if not few and not corrupting:
+        x = x.to(dtype)  # a copy that is kept in any case; the output is rebuilt from it
 
     def compute(x: Tensor, weight: Tensor) -> Tensor:
         if few:
@@ -57,7 +59,7 @@ def conv2d(
         if corrupting:
             y: Tensor = _SparseConv.apply(x, weight, stride, padding, dtype)
             return y
-        return F.conv2d(x.to(dtype), remat.cast(weight, dtype), None, stride, padding)
+        return F.conv2d(x, remat.cast(weight, dtype), None, stride, padding)
 
     y = compute(x, weight)
     if rebuild and y.requires_grad:

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 from typing import cast as type_cast
 
 import torch
@@ -32,18 +32,48 @@ from manystream.functional import lanes
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class Rebuild(NamedTuple):
+    """What the backward pass of a network's layers rebuilds instead of keeping.
+
+    Attributes:
+        norms: what norms, activations and pools give.
+        integrated: the integrated pathway's maps before their norms.
+        raw: the streams' raw outputs.
+    """
+
+    norms: bool = False
+    integrated: bool = False
+    raw: bool = False
+
+
+@runtime_checkable
+class Rebuilds(Protocol):
+    """A layer some of whose outputs can be rebuilt; a memory mode tells it which to."""
+
+    def set_rebuild(self, rebuild: Rebuild) -> None:
+        """Rebuild these from the next forward pass on, and keep the others."""
+
+
 @dataclass(frozen=True)
 class _Kept:
     """A tensor that may not be changed in place until it has been read."""
 
-    # An operation's own output would hold the operation that holds it: a pass that is never
-    # followed by its backward would never be let go.
     tensor: Tensor
     version: int
 
     @classmethod
     def of(cls, tensor: Tensor) -> _Kept:
+        """Keep its memory as it is now."""
         return cls(tensor.detach(), tensor._version)
+
+    @classmethod
+    def for_autograd(cls, tensor: Tensor) -> _Kept:
+        """Keep what autograd would: a leaf itself, whose ``data`` may be exchanged.
+
+        An operation's own output would hold the operation that holds it: a pass that is never
+        followed by its backward would never be let go.
+        """
+        return cls(tensor, tensor._version) if tensor.is_leaf else cls.of(tensor)
 
     def read(self) -> Tensor:
         _check_version(self.tensor, self.version, self.tensor.shape)
@@ -226,7 +256,7 @@ def _pack(tensor: Tensor) -> _Kept | _Rebuilt:
     recipe = _recipe_of(tensor)
     if recipe is None:
         _tell(tensor)
-        return _Kept.of(tensor)
+        return _Kept.for_autograd(tensor)
     recipe.will_be_used()
     return _Rebuilt.of(tensor, recipe)
 

@@ -58,10 +58,9 @@ class BasicBlock(nn.Module):
         self.bn2 = norm(width, integrated_only=last)
         self.downsample = _shortcut(conv, norm, in_channels, width, stride, last)
 
-    @property
-    def output_norm(self) -> StreamNormAct2d:
-        """The norm whose output is the block's."""
-        return self.bn2
+    def keep_output(self) -> None:
+        """Keep what the block gives in every memory mode."""
+        self.bn2.rebuild = False
 
     def forward(self, batch: StreamBatch) -> StreamBatch:
         """Shapes (·, C_in, H, W) to (·, width, H', W') on every pathway."""
@@ -103,10 +102,9 @@ class Bottleneck(nn.Module):
         self.bn3 = norm(out_channels, integrated_only=last)
         self.downsample = _shortcut(conv, norm, in_channels, out_channels, stride, last)
 
-    @property
-    def output_norm(self) -> StreamNormAct2d:
-        """The norm whose output is the block's."""
-        return self.bn3
+    def keep_output(self) -> None:
+        """Keep what the block gives in every memory mode."""
+        self.bn3.rebuild = False
 
     def forward(self, batch: StreamBatch) -> StreamBatch:
         """Shapes (·, C_in, H, W) to (·, 4·width, H', W') on every pathway."""

@@ -23,6 +23,10 @@ class RawConv2d(nn.Conv2d):
 
     rebuild = False
 
+    def set_rebuild(self, rebuild: remat.Rebuild) -> None:
+        """Rebuild the raw output if it says so."""
+        self.rebuild = rebuild.raw
+
     def forward(self, x: Tensor) -> Tensor:
         """Shape (B_m, C_m, H, W) to (B_m, C, H', W')."""
         _check_dtype(x, self.weight)
@@ -97,6 +101,10 @@ class StreamConv2d(nn.Module):
             if integration is None
             else integration(len(in_channels), integrated_channels, out_channels, stride, bias)
         )
+
+    def set_rebuild(self, rebuild: remat.Rebuild) -> None:
+        """Rebuild the integrated output if it says so."""
+        self.records, self.rebuild_integrated = any(rebuild), rebuild.integrated
 
     @remat.recorded
     def forward(self, batch: StreamBatch, *, _norm_alone: bool = False) -> StreamBatch:

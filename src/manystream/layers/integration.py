@@ -17,7 +17,7 @@ from manystream.functional.conv import compute_dtype
 from manystream.functional.integrate import LINEAR, SCALAR, Mix, integrate, scaled_kernel
 from manystream.functional.kernels import dispatch
 from manystream.functional.layout import as_matrix
-from manystream.presence import Run, Views
+from manystream.presence import Views
 
 Initializer = Callable[[Tensor], object]
 """Fills a parameter in place."""
@@ -187,10 +187,9 @@ class SumIntegration(nn.Module):
 
     def _sum(self, raw: Sequence[Tensor], views: Views, z: Tensor | None = None) -> Tensor:
         terms = [] if z is None else [self.previous(z)]
-        for m, (x, runs) in enumerate(zip(raw, views.runs, strict=True)):
+        for m, x in enumerate(raw):
             contribution = self.contribution(m, x)
-            entering = runs or [Run(slice(0, 0), slice(0, 0))]  # without rows: zero gradients
-            terms += [_placed(contribution, *run, views.num_views) for run in entering]
+            terms += [_placed(contribution, *run, views.num_views) for run in views.entering(m)]
         if self.bias is not None:
             terms.append(self.bias.to(terms[0].dtype).view(-1, *[1] * (raw[0].dim() - 2)))
         return reduce(torch.add, terms)

@@ -79,6 +79,10 @@ class StreamNormAct2d(nn.Module):
         if integrated_only:
             self.streams.requires_grad_(False)
 
+    def set_rebuild(self, rebuild: remat.Rebuild) -> None:
+        """Rebuild the outputs if it says so."""
+        self.records, self.rebuild = any(rebuild), rebuild.norms
+
     @remat.recorded
     def forward(self, batch: StreamBatch, identity: StreamBatch | None = None) -> StreamBatch:
         """Shapes stay, up to the pool; ``identity`` has the shapes of ``batch``.
@@ -215,10 +219,16 @@ def synchronise_norms(network: nn.Module) -> None:
         network: changed in place; parameters, buffers and their names stay what they are.
 
     Raises:
-        ValueError: if no process group is set up.
+        ValueError: if no process group is set up, or a norm keeps no running statistics.
     """
     if not torch.distributed.is_initialized():
         raise ValueError("no process group is set up; call torch.distributed.init_process_group")
+    for name, module in network.named_modules():
+        if type(module) is nn.BatchNorm2d and module.running_mean is None:
+            raise ValueError(
+                f"{name} keeps no running statistics (track_running_stats=False), with which "
+                "processes that have too few rows normalise; build it with track_running_stats=True"
+            )
     _exchange(network, nn.BatchNorm2d, SyncBatchNorm2d)
 
 

@@ -4,9 +4,8 @@ from manystream.models.families import FAMILIES, Family
 from manystream.models.inspection import contributions, mixing_weights
 from manystream.models.memory_modes import MemoryMode, apply_memory_mode
 from manystream.models.network import StreamNetwork
-from manystream.models.original import load_original
-from manystream.models.pretrained import PretrainedReport, load_pretrained_stream
 from manystream.models.resnet import StreamResNet, resnet_size
+from manystream.models.weights import PretrainedReport, load_original, load_pretrained_stream
 
 __all__ = [
     "FAMILIES",

@@ -13,25 +13,30 @@ lean     the streams' raw outputs, the       also the whole integrated pathway a
 min      block outputs                       all that lies inside blocks
 ======== =================================== =============================================
 
-All modes give the same gradients and move running statistics once. What ``min`` saves over ``lean``
-is inside bottlenecks; with basic blocks the stem decides, and ``lean`` takes as little.
+All modes give the same gradients and move running statistics once. What was changed in place
+before the backward pass is refused where autograd refuses it in ``fast``. Under autocast ``fast``
+keeps its copies of kernels, which the others make anew: those refuse a kernel that was changed.
+
+What ``min`` saves over ``lean`` is inside bottlenecks; with basic blocks the stem decides, and
+``lean`` takes as little.
 """
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 from torch import nn
 
-from manystream.layers import (
-    BasicBlock,
-    Bottleneck,
-    RawConv2d,
-    StreamConv2d,
-    StreamNormAct2d,
-)
+from manystream.functional.remat import Rebuild, Rebuilds
 
 MemoryMode = Literal["fast", "balanced", "lean", "min"]
+
+_REBUILD: dict[str, Rebuild] = {
+    "fast": Rebuild(),
+    "balanced": Rebuild(norms=True),
+    "lean": Rebuild(norms=True, integrated=True),
+    "min": Rebuild(norms=True, integrated=True, raw=True),
+}
 
 _LEAN_KEEPS_EVERY = 3
 """In lean, the outputs of the first block and of one block in so many are kept.
@@ -75,15 +80,17 @@ def apply_memory_mode(network: nn.Module, mode: MemoryMode) -> None:
     """
     check_memory_mode(mode)
     for module in network.modules():
-        if isinstance(module, StreamConv2d | StreamNormAct2d):
-            module.records = mode != "fast"
-        if isinstance(module, StreamNormAct2d):
-            module.rebuild = mode != "fast"
-        if isinstance(module, StreamConv2d):
-            module.rebuild_integrated = mode in ("lean", "min")
-        if isinstance(module, RawConv2d):
-            module.rebuild = mode == "min"
-    blocks = [m for m in network.modules() if isinstance(m, BasicBlock | Bottleneck)]
+        if isinstance(module, Rebuilds):
+            module.set_rebuild(_REBUILD[mode])
+    blocks = [module for module in network.modules() if isinstance(module, KeepsOutput)]
     for number, block in enumerate(blocks, start=1):
         if mode != "lean" or number == 1 or number % _LEAN_KEEPS_EVERY == 0:
-            block.output_norm.rebuild = False
+            block.keep_output()
+
+
+@runtime_checkable
+class KeepsOutput(Protocol):
+    """A block, from whose output what is in it can be rebuilt."""
+
+    def keep_output(self) -> None:
+        """Keep what the block gives, whatever else is rebuilt."""

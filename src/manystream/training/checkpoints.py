@@ -17,7 +17,7 @@ from lightning.fabric.plugins import CheckpointIO
 from torch.utils._pytree import tree_map_only
 
 from manystream.files import replacing
-from manystream.models.checkpoints import zip_damage
+from manystream.models.weights.state_dicts import zip_damage
 
 SUFFIX = ".ckpt"
 

@@ -140,8 +140,7 @@ def explain_out_of_memory(
     # Outside of the handler nothing holds the run and its tensors any more.
     network.to("cpu")
     needs = measure_needs(network, loss.to("cpu"), latest, _AUTOCAST.get(precision))
-    memory = getattr(network, "memory", None)
-    raise StepOutOfMemory(advise(needs, latest, memory, _available_bytes()))
+    raise StepOutOfMemory(advise(needs, latest, _available_bytes()))
 
 
 @dataclass(frozen=True)
@@ -188,6 +187,11 @@ class StepNeeds:
     kept_by_layer: dict[str, Need]
     fixed_bytes: int
 
+    @property
+    def memory(self) -> MemoryMode:
+        """Name the mode that the network is in."""
+        return next(iter(self.peak))
+
 
 def measure_needs(
     network: StreamNetwork,
@@ -206,16 +210,13 @@ def measure_needs(
 
     def measured_in(mode: MemoryMode) -> list[MemoryReport]:
         measured = copy.deepcopy(network)
-        if hasattr(measured, "memory"):
-            measured.memory = mode
+        measured.memory = mode
         batches = [form.noise(network, batch_size) for batch_size in _MEASURED_AT]
         return [measure(measured, batch, autocast_dtype, loss=loss) for batch in batches]
 
     modes: tuple[MemoryMode, ...] = get_args(MemoryMode)
-    # A network without modes has one.
-    modes = modes[modes.index(getattr(network, "memory", modes[-1])) :]
-    reports = {mode: measured_in(mode) for mode in modes}
-    small, large = reports[modes[0]]
+    reports = {mode: measured_in(mode) for mode in modes[modes.index(network.memory) :]}
+    small, large = reports[network.memory]
     parameters = sum(p.nbytes for p in network.parameters())
     return StepNeeds(
         {mode: _line(*(r.peak_allocated_bytes for r in pair)) for mode, pair in reports.items()},
@@ -230,18 +231,18 @@ class Setting:
     """A way to run a step.
 
     Attributes:
-        memory: memory mode; None for a network that has none.
+        memory: memory mode.
         batch_size: samples per batch.
         need_bytes: what it takes, weights and optimizer included.
     """
 
-    memory: MemoryMode | None
+    memory: MemoryMode
     batch_size: int
     need_bytes: int
 
     def __str__(self) -> str:
-        mode = "" if self.memory is None else f"memory mode {self.memory} with "
-        return f"{mode}batches of {self.batch_size}: {_mib(self.need_bytes)} in all"
+        size = _mib(self.need_bytes)
+        return f"memory mode {self.memory} with batches of {self.batch_size}: {size} in all"
 
 
 @dataclass(frozen=True)
@@ -250,14 +251,12 @@ class Advice:
 
     Attributes:
         failed: the step that did not fit.
-        memory: its memory mode; None for a network without modes.
-        needs: what steps take.
+        needs: what steps take, in its memory mode and leaner ones.
         settings: what would fit, the best first: the same batch in a leaner mode, or else the
             largest power of two in the leanest; and that in the same mode.
     """
 
     failed: StepForm
-    memory: MemoryMode | None
     needs: StepNeeds
     settings: list[Setting]
 
@@ -267,7 +266,7 @@ class Advice:
             return {}
         best = self.settings[0]
         changed: dict[str, Any] = {}
-        if best.memory != self.memory:
+        if best.memory != self.needs.memory:
             changed["memory"] = best.memory
         if best.batch_size != self.failed.batch_size:
             changed["batch_size"] = best.batch_size
@@ -275,7 +274,6 @@ class Advice:
 
     def __str__(self) -> str:
         batch_size, (height, width) = self.failed.batch_size, self.failed.image_size
-        mode = "" if self.memory is None else f" in memory mode {self.memory}"
         kept = sum(need.at(batch_size) for need in self.needs.kept_by_kind.values())
         how = "without CUDA graphs, by estimate" if self.failed.in_graphs else "by estimate"
         fits = [f"what would fit, {how}:", *(f"  {setting}" for setting in self.settings)]
@@ -285,8 +283,8 @@ class Advice:
             ]
         return "\n".join(
             [
-                f"a training step of {batch_size} samples of {height}x{width} pixels{mode} does "
-                "not fit into the device's memory.",
+                f"a training step of {batch_size} samples of {height}x{width} pixels in memory "
+                f"mode {self.needs.memory} does not fit into the device's memory.",
                 f"it keeps {_mib(kept)} for the backward pass if every stream is present:",
                 f"  {_most(self.needs.kept_by_kind, batch_size)}",
                 f"  most of it in {_most(self.needs.kept_by_layer, batch_size)}",
@@ -295,32 +293,23 @@ class Advice:
         )
 
 
-def advise(
-    needs: StepNeeds, failed: StepForm, memory: MemoryMode | None, available_bytes: int | None
-) -> Advice:
+def advise(needs: StepNeeds, failed: StepForm, available_bytes: int | None) -> Advice:
     """Find what would fit where a step did not.
 
     Args:
         needs: what steps take, see :func:`measure_needs`.
         failed: the step that did not fit.
-        memory: its memory mode; None for a network without modes.
         available_bytes: memory that the process may have; None if unknown.
     """
-    mode = next(iter(needs.peak))
     # That it failed says more than any estimate of what there was.
-    most = needs.peak[mode].at(failed.batch_size)
+    most = needs.peak[needs.memory].at(failed.batch_size)
     if available_bytes is not None:
         most = min(most, available_bytes - needs.fixed_bytes)
-    found = _candidates(needs, failed.batch_size, _SAFE_SHARE * most)
     settings = [
-        Setting(
-            None if memory is None else mode,
-            batch_size,
-            needs.peak[mode].at(batch_size) + needs.fixed_bytes,
-        )
-        for mode, batch_size in found
+        Setting(mode, batch_size, needs.peak[mode].at(batch_size) + needs.fixed_bytes)
+        for mode, batch_size in _candidates(needs, failed.batch_size, _SAFE_SHARE * most)
     ]
-    return Advice(failed, memory, needs, settings)
+    return Advice(failed, needs, settings)
 
 
 def _candidates(

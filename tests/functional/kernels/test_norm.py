@@ -7,7 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from manystream.functional import After, Pool, Running, batch_norm_act, batch_statistics
+from manystream.functional import (
+    After,
+    BatchNormRows,
+    Pool,
+    Running,
+    batch_norm_act,
+    batch_statistics,
+)
 from manystream.functional.kernels import dispatch
 
 pytest.importorskip("triton")
@@ -37,6 +44,11 @@ def running(channels, dtype=torch.float32):
     return Running(mean, mean.abs() + 0.5, torch.tensor(7, device=DEVICE))
 
 
+def one(running, weight, bias):
+    """The same norm for all rows."""
+    return [BatchNormRows(slice(None), running, weight, bias)]
+
+
 def fused(inputs, after, training):
     """Output, gradients and buffers of one pass through the kernels."""
     x, residual, weight, bias = inputs
@@ -44,7 +56,7 @@ def fused(inputs, after, training):
     with dispatch.launches_are_free():
         assert dispatch.fused(x)
         y = batch_norm_act(
-            x, buffers, weight, bias, residual=residual, after=after, training=training
+            x, one(buffers, weight, bias), residual=residual, after=after, training=training
         )
         return [y.detach(), *gradients(y, inputs), *buffers]
 
@@ -125,10 +137,10 @@ def test_pools_agree_with_float64(size, relu, training, window, dtype):
 def test_of_equal_values_the_first_gets_the_gradient():
     x = torch.ones(1, 1, 3, 3, device=DEVICE).requires_grad_()
     still = Running(torch.zeros(1, device=DEVICE), torch.ones(1, device=DEVICE))
-    one = torch.ones(1, device=DEVICE)
+    scale = torch.ones(1, device=DEVICE)
     with dispatch.launches_are_free():
         y = batch_norm_act(
-            x, still, one, one, after=After(pool=Pool(3, 3, 0)), training=False, eps=0.0
+            x, one(still, scale, scale), after=After(pool=Pool(3, 3, 0)), training=False, eps=0.0
         )
         y.backward()
     expected = torch.zeros(1, 1, 3, 3)
@@ -142,9 +154,7 @@ def test_a_pool_of_nothing_but_negative_values_passes_no_gradient():
     with dispatch.launches_are_free():
         y = batch_norm_act(
             -x.abs(),
-            still,
-            torch.ones(2, device=DEVICE),
-            torch.zeros(2, device=DEVICE),
+            one(still, torch.ones(2, device=DEVICE), torch.zeros(2, device=DEVICE)),
             after=After(pool=Pool(2, 2, 0)),
             training=False,
         )

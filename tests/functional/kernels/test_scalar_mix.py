@@ -5,18 +5,26 @@ import torch
 
 from manystream.functional import scalar_integrate
 from manystream.functional.kernels import dispatch
+from manystream.presence import Run
 
 pytest.importorskip("triton")
 
 from manystream.functional.kernels import scalar_mix
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
 PLACES = {
-    "runs": [slice(0, 3), slice(1, 5)],
-    "everyone": [slice(0, 5), slice(0, 5)],
-    "no rows": [slice(0, 5), slice(0, 0)],
-    "five streams": [slice(m, 5) for m in range(5)],
+    "one run each": [[(0, 3, 0)], [(0, 4, 1)]],
+    "everyone": [[(0, 5, 0)], [(0, 5, 0)]],
+    "no rows": [[(0, 5, 0)], []],
+    "five streams": [[(0, 5 - m, m)] for m in range(5)],
+    "rows at several views": [[(0, 3, 0), (1, 3, 3)], [(0, 2, 2), (0, 2, 0)]],
 }
+"""For each stream its runs: first and last row, and first view."""
+
+
+def placement_of(places):
+    return [[Run(slice(a, b), slice(v, v + b - a)) for a, b, v in runs] for runs in places]
 
 
 def operands(places, dtype):
@@ -27,13 +35,13 @@ def operands(places, dtype):
         x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
         return x.requires_grad_()
 
-    raw = [noise(p.stop - p.start, 6, 3, 5) for p in places]
+    raw = [noise(max((b for _, b, _ in runs), default=0), 6, 3, 5) for runs in places]
     scalars = [noise(1) for _ in places]
     return raw, scalars, noise(5, 4, 3, 5), noise(6, 4, 1, 1)
 
 
 def run(raw, scalars, z, kernel, places):
-    out = scalar_integrate(raw, scalars, places, 5, z, kernel)
+    out = scalar_integrate(raw, scalars, placement_of(places), 5, z, kernel)
     upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
     upstream = upstream.bfloat16().to(out)  # exact in every dtype here
     inputs = [*raw, *scalars, z, kernel]
@@ -55,7 +63,7 @@ def test_it_agrees_with_float64(places, dtype, tolerance):
 
 
 def test_a_gradient_from_elsewhere_is_added():
-    (raw, _), (scalar, _), *_ = operands(PLACES["runs"], torch.float32)
+    (raw, _), (scalar, _), *_ = operands(PLACES["one run each"], torch.float32)
     raw, scalar = raw.detach(), scalar.detach()
     grad, other = torch.ones_like(raw), torch.full_like(raw, 2.0)
     grad_raw, grad_scalar = scalar_mix.scaled_backward(grad, raw, scalar, other)
@@ -64,7 +72,7 @@ def test_a_gradient_from_elsewhere_is_added():
 
 
 def test_torch_knows_the_operations():
-    raw, scalars, *_ = operands(PLACES["runs"], torch.float32)
+    raw, scalars, *_ = operands(PLACES["one run each"], torch.float32)
     raw, scalars = [t.detach() for t in raw], [t.detach() for t in scalars]
     out = torch.zeros(5, 6, 3, 5, device=DEVICE).contiguous(memory_format=torch.channels_last)
     torch.library.opcheck(scalar_mix.add_scaled, (out, raw, scalars, [0, 1]))

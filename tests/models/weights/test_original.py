@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from manystream.models import StreamResNet, load_original
-from manystream.models.original import original_key, read_original
+from manystream.models.weights.original import original_key, read_original
 from tests.builders import INTEGRATED_FAMILIES, random_images, with_absent
-from tests.models.originals import (
+from tests.models.weights.originals import (
     REFERENCE_FILES,
     part,
     read_reference,
@@ -201,7 +201,7 @@ def test_left_aside_keys_are_logged(family: str, caplog: pytest.LogCaptureFixtur
     checkpoint = synthetic_checkpoint(family)
     with caplog.at_level(logging.INFO):
         load_original(checkpoint)
-    (record,) = [r for r in caplog.records if r.name == "manystream.models.original"]
+    (record,) = [r for r in caplog.records if r.name == "manystream.models.weights.original"]
     aside = {k for k in checkpoint if k.startswith(("fc_streams.", "conv1.integrated_"))}
     assert len(aside) == (6 if family == "direct_mixing_conv" else 5)
     assert set(record.getMessage().removeprefix("left aside: ").split(", ")) == aside

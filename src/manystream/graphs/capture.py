@@ -1,12 +1,16 @@
-"""A CUDA graph whose capture, where it fails, leaves the process as it was."""
+"""Where and how work is captured: a failed capture leaves the process as it was."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 import warnings
+from functools import cache
 
 import torch
+
+from manystream.functional.lanes import Lanes
 
 _RELAXED = 2
 """``CU_STREAM_CAPTURE_MODE_RELAXED``: forbids nothing."""
@@ -55,3 +59,25 @@ def _begin_capture(stream: torch.cuda.Stream) -> None:
     status = driver.cuStreamBeginCapture_v2(ctypes.c_void_p(stream.cuda_stream), _RELAXED)
     if status:
         raise RuntimeError(f"a broken CUDA capture cannot be ended: CUDA error {status}")
+
+
+@cache
+def beside(device: int) -> tuple[torch.cuda.Stream, Lanes | None]:
+    """The stream of all captures on a device, and its lanes: libraries keep memory for each."""
+    return torch.cuda.Stream(device), Lanes() if _memory_of_lanes_is_reused() else None
+
+
+@cache
+def _memory_of_lanes_is_reused() -> bool:
+    """Ask the allocator to hand out again, in a capture, what several CUDA streams have read.
+
+    Otherwise all of that would stay until the capture ends. Settings begin anew each time they are
+    given, so what the environment says is said again.
+    """
+    said = os.environ.get("PYTORCH_ALLOC_CONF") or os.environ.get("PYTORCH_CUDA_ALLOC_CONF")
+    settings = [said, "graph_capture_record_stream_reuse:True"]
+    try:
+        torch._C._accelerator_setAllocatorSettings(",".join(filter(None, settings)))
+    except (AttributeError, RuntimeError, ValueError):
+        return False
+    return True

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from manystream.models.original import original_key
+from manystream.models.weights.original import original_key
 from tests.builders import small_resnet
 
 REFERENCE = Path(__file__).parents[2].parent / "shared" / "reference"

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from manystream.choices import first_few
-from manystream.models.checkpoints import read_state_dict
 from manystream.models.resnet import StreamResNet
+from manystream.models.weights.state_dicts import read_state_dict
 
 _logger = logging.getLogger(__name__)
 

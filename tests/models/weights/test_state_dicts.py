@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from manystream.cli import main
-from manystream.models.checkpoints import read_state_dict
-from tests.models.originals import synthetic_checkpoint
+from manystream.models.weights.state_dicts import read_state_dict
+from tests.models.weights.originals import synthetic_checkpoint
 
 STATE = {"conv1.weight": torch.arange(6.0).view(2, 3), "fc.bias": torch.tensor([1, 2])}
 

@@ -6,7 +6,7 @@ import torch
 
 from manystream import create_model
 from manystream.models import load_pretrained_stream
-from manystream.models.pretrained import adapt_channels
+from manystream.models.weights.pretrained import adapt_channels
 from tests.builders import (
     INTEGRATED_FAMILIES,
     WIDTHS,
@@ -16,7 +16,7 @@ from tests.builders import (
     small_resnet,
 )
 from tests.models.plain_resnet import plain_resnet
-from tests.models.pretrained import (
+from tests.models.weights.pretrained import (
     LAYERS,
     RESNET18,
     WIDTH,

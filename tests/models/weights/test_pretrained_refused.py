@@ -10,7 +10,7 @@ from torch import Tensor
 from manystream import create_model
 from manystream.models import load_pretrained_stream
 from tests.models.plain_resnet import plain_resnet
-from tests.models.pretrained import (
+from tests.models.weights.pretrained import (
     LAYERS,
     SMALL_WIDTHS,
     WIDTH,

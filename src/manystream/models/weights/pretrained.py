@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from manystream.choices import did_you_mean, first_few
-from manystream.models.checkpoints import read_state_dict
 from manystream.models.resnet import StreamResNet
+from manystream.models.weights.state_dicts import read_state_dict
 
 _STEM = "conv1.weight"
 _HEAD = ("fc.",)

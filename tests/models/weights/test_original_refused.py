@@ -10,7 +10,7 @@ from torch import Tensor
 
 from manystream.models import load_original
 from tests.builders import INTEGRATED_FAMILIES, small_resnet
-from tests.models.originals import synthetic_checkpoint
+from tests.models.weights.originals import synthetic_checkpoint
 
 State = dict[str, Tensor]
 
