@@ -19,8 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import manystream as ms
 from harness.results import Row, load, parser_of, save
 from harness.tables import console
-from manystream.data.loaders import training_data
-from manystream.data.options import DataOptions
+from manystream.data import DataOptions, training_data
 from manystream.training import FitOptions, evaluate_subsets
 
 DATA = DataOptions(image_size=64, num_scenes=3000, augment=False, num_workers=0)

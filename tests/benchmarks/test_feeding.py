@@ -6,25 +6,26 @@ from itertools import repeat
 
 import pytest
 import torch
-from benchmarks.feeding import PLAIN, Feeding, Repeated, measure_ways
+from benchmarks.feeding import PLAIN, Feeding, measure_ways, repeated
 
 from benchmarks import feeding
 from harness.plain_loader import PlainDataset
 from manystream.data.dataset import StreamDataset
 from manystream.data.options import DataOptions
-from manystream.data.prepared import PreparedSource
+from manystream.data.prepared import prepared
 from manystream.data.preprocessing import Preprocessing
 from manystream.data.transforms import EvalTransform
-from tests.data.prepared.builders import prepared, small_source
+from tests.data.prepared.builders import small_table, write_set
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
 def fed(tmp_path) -> Feeding:
-    prepared(tmp_path)
-    arrays, files = PreparedSource(tmp_path, "train"), small_source()
-    preprocessing = Preprocessing((6, 8), arrays.streams, arrays.statistics)
+    write_set(tmp_path)
+    arrays, files = prepared(tmp_path), small_table()
+    statistics = arrays.known_statistics("train")
+    preprocessing = Preprocessing((6, 8), arrays.streams, statistics)
     transform = EvalTransform(preprocessing)
     return Feeding(
         StreamDataset(files, transform),
@@ -57,8 +58,8 @@ def test_the_plain_way_gives_the_same_images_without_augmentation(fed):
 
 
 def test_a_source_many_times_over_gives_the_same_images():
-    source = small_source()
-    many = Repeated(source, 3)
+    source = small_table()
+    many = repeated(source, 3)
     length = len(source.ids)
     assert len(many.ids) == len(many.targets) == len(many.present) == 3 * length
     assert (many.read(2 * length + 1, 0) == source.read(1, 0)).all()

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 from manystream import __version__, create_model, load_model
 from manystream.cli import main
-from manystream.data import opening
 from manystream.data.dataset import StreamDataset
-from manystream.data.sources.scenes import SceneSource
+from manystream.data.scenes import SceneSource
+from manystream.data.scenes import source as scenes_module
 from tests.data.builders import noise, write_image
 from tests.training.reports.test_history import strict
 
@@ -171,7 +171,7 @@ def test_evaluate_renders_scenes_as_large_as_the_model_had_them(trained, monkeyp
             super().__init__(num_samples, image_size, **options)
             rendered.append(image_size)
 
-    monkeypatch.setattr(opening, "SceneSource", Noted)
+    monkeypatch.setattr(scenes_module, "SceneSource", Noted)
     words = ("--model", trained.model, "--data.num-scenes", 24, "--data.num-workers", 0)
     assert status("evaluate", *words, "--blanked-streams", "[depth]") == 0
     assert rendered == [16]

@@ -8,16 +8,17 @@ from manystream.data.augmentation import Augmentation
 from manystream.data.dataset import Collate, SampleKey, StreamDataset
 from manystream.data.device import DeviceLoader, prepare
 from manystream.data.image import UnreadableImageError
-from manystream.data.prepared import PreparedSource
+from manystream.data.prepared import prepared
 from manystream.data.preprocessing import Preprocessing
 from manystream.data.raw import RawDataset
 from manystream.data.sampler import StreamBatchSampler, shared
-from manystream.data.source import StreamSpec
 from manystream.data.statistics import StreamStatistics
+from manystream.data.streams import StreamSpec
+from manystream.data.table import ArrayTable
 from manystream.data.transforms import EvalTransform, TrainTransform
 from manystream.dropout import ModalityDropout
 from tests.data.builders import DEPTH, OTHER, RGB, ArraySource, noise, reading_threads
-from tests.data.prepared.builders import prepared, small_source
+from tests.data.prepared.builders import small_table, write_set
 
 SECOND = StreamSpec("second", 1, "depth")
 STREAMS = (RGB, DEPTH, OTHER, SECOND)
@@ -137,9 +138,9 @@ def test_channels_that_do_not_fit():
 
 @pytest.fixture
 def loader(tmp_path):
-    prepared(tmp_path)
-    source = PreparedSource(tmp_path, "train")
-    preprocessing = Preprocessing((5, 6), source.streams, source.statistics)
+    write_set(tmp_path)
+    source = prepared(tmp_path)
+    preprocessing = Preprocessing((5, 6), source.streams, source.known_statistics("train"))
 
     def make(**reading):
         sampler = StreamBatchSampler(source.present, 8, shuffle=True, seed=3)
@@ -152,16 +153,16 @@ def loader(tmp_path):
 
 def test_prepared_rows_are_read_a_stream_at_a_time(loader, monkeypatch):
     calls = []
-    read_many = PreparedSource.read_many
+    read_many = ArrayTable.read_many
 
     def counted(self, indices, stream, **how):
         calls.append(stream)
         return read_many(self, indices, stream, **how)
 
-    monkeypatch.setattr(PreparedSource, "read_many", counted)
+    monkeypatch.setattr(ArrayTable, "read_many", counted)
     batches = list(loader())
     assert calls == [0, 1] * len(batches)
-    assert sum(map(len, batches)) == len(small_source().ids)
+    assert sum(map(len, batches)) == len(small_table().ids)
 
 
 def test_a_loader_gives_what_the_host_gives(loader):
@@ -172,7 +173,12 @@ def test_a_loader_gives_what_the_host_gives(loader):
     keys = list(device_loader.batch_sampler)
     for keys_of_batch, batch in zip(keys, device_loader, strict=True):
         expected = Collate((3, 1))([host[key] for key in keys_of_batch])
-        assert_alike(expected, batch, data.source.streams, data.source.statistics)
+        assert_alike(
+            expected,
+            batch,
+            data.source.streams,
+            data.source.known_statistics("train"),
+        )
 
 
 def begin(loader, epoch, batch=0):
@@ -259,9 +265,11 @@ def test_a_gpu_does_what_the_host_does():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_is_fed_what_the_host_is(tmp_path):
-    prepared(tmp_path, small_source(size=(96, 128)))
-    source = PreparedSource(tmp_path, "train")
-    transform = TrainTransform(Preprocessing((5, 6), source.streams, source.statistics))
+    write_set(tmp_path, small_table(size=(96, 128)))
+    source = prepared(tmp_path)
+    transform = TrainTransform(
+        Preprocessing((5, 6), source.streams, source.known_statistics("train"))
+    )
     raw = RawDataset(source, transform, 3, pinned=True)
     sampler = StreamBatchSampler(source.present, 8, shuffle=True, seed=3)
     assert all(images.is_pinned() for images in raw.__getitems__(next(iter(sampler))).images)

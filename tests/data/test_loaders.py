@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from manystream.data.loaders import training_data
-from manystream.data.opening import open_split, open_unlabelled
-from manystream.data.options import DataOptions
+from manystream.data import DataOptions, arrays, folder, loader, loaders, training_data, unlabelled
+from manystream.data.opening import look_over, open_data
 from manystream.data.preprocessing import Preprocessing
-from manystream.data.sources.folder import FolderSource
-from manystream.data.sources.scenes import SceneSource
-from manystream.data.survey import survey
+from manystream.data.problems import Problems
+from manystream.data.scenes import SceneSource
+from manystream.data.survey import look_at
+from manystream.data.survey import statistics as statistics_of
 from tests.data.builders import DEPTH, OTHER, RGB, noise, write_image
 
 CLASSES = ("bed", "desk", "sofa")
@@ -60,8 +60,8 @@ def test_a_folder_from_files_to_batches(root):
         "train: 6 samples; rgb is missing in 1 (16.7%); depth is missing in 2 (33.3%)",
         "val: 3 samples; every stream present in all",
     ]
-    source = FolderSource(root, "train", (RGB, DEPTH))
-    statistics = survey(source).statistics
+    source = folder(root, splits=["train"], streams=(RGB, DEPTH))
+    statistics = statistics_of(source, look_at(source))
     assert data.preprocessing == Preprocessing(16, (RGB, DEPTH), statistics)
 
     (batch,) = data.val
@@ -87,7 +87,7 @@ def test_training_batches_are_shuffled_compact_and_full(root):
 def test_a_truncated_image_is_reported_with_its_path_before_any_work(root, torn):
     with pytest.raises(ValueError, match=r"unreadable images: 1\n  .*train/depth/bed/0\.png: "):
         training_data(options_for(root), report=silent)
-    with pytest.raises(ValueError, match=r"with --data\.on-error skip they count as absent"):
+    with pytest.raises(ValueError, match=r"with on_error: skip they count as absent"):
         training_data(options_for(root), report=silent)
 
 
@@ -142,9 +142,9 @@ def test_a_class_that_training_lacks(root):
 
 
 def test_one_class_only(root):
-    for folder in root.glob("*/*/*"):
-        if folder.name != "bed":
-            for file in folder.iterdir():
+    for of_class in root.glob("*/*/*"):
+        if of_class.name != "bed":
+            for file in of_class.iterdir():
                 file.unlink()
     with pytest.raises(ValueError, match="one class only: 'bed'"):
         training_data(options_for(root), report=silent)
@@ -166,20 +166,21 @@ def test_rendered_scenes():
 
 @pytest.mark.parametrize("trained_on", [{"classes": CLASSES}, {"streams": (DEPTH, OTHER)}])
 def test_a_model_of_other_data_is_not_measured_on_rendered_scenes(trained_on):
-    with pytest.raises(ValueError, match=r"not trained on rendered scenes; .* --data\.root"):
-        open_split(DataOptions(num_scenes=24, image_size=16), "val", **trained_on)
+    with pytest.raises(ValueError, match=r"not trained on rendered scenes; .* with root"):
+        open_data(DataOptions(num_scenes=24, image_size=16), ["val"], **trained_on)
 
 
 def test_unlabelled_images_are_looked_at_once(root, torn):
-    folder = root / "new"
+    new = root / "new"
     for name in "ab":
-        write_image(folder / "rgb" / f"{name}.png", noise(20, 24))
-    (folder / "rgb/c.png").write_text("torn")
-    with pytest.raises(ValueError, match=r"new/rgb/c\.png: (.*\n)*.* --on-error skip they count"):
-        open_unlabelled(folder, (RGB, DEPTH), "raise", silent)
+        write_image(new / "rgb" / f"{name}.png", noise(20, 24))
+    (new / "rgb/c.png").write_text("torn")
+    table = unlabelled(new, (RGB, DEPTH))
+    with pytest.raises(ValueError, match=r"new/rgb/c\.png: (.*\n)*.* on_error: skip they count"):
+        look_over(table, (), Problems())
     lines = []
-    assert open_unlabelled(folder, (RGB, DEPTH), "skip", lines.append).ids == ["a", "b"]
-    assert str(folder / "rgb/c.png") in lines[0]
+    assert look_over(table, (), Problems("skip", lines.append)).table.ids == ["a", "b"]
+    assert str(new / "rgb/c.png") in lines[0]
 
 
 @pytest.mark.parametrize(
@@ -194,5 +195,60 @@ def test_unlabelled_images_are_looked_at_once(root, torn):
     ],
 )
 def test_options_out_of_range(name, value):
-    with pytest.raises(ValueError, match=f"--data.{name} is "):
+    with pytest.raises(ValueError, match=f"^{name} is "):
         DataOptions(**{name: value})
+
+
+def test_a_folder_is_fed_in_two_lines(root):
+    table = folder(root, report=silent)
+    data = loaders(table, image_size=16, batch_size=4, num_workers=0, augment=False, report=silent)
+    expected = training_data(options_for(root, augment=False), report=silent)
+    assert data.preprocessing == expected.preprocessing
+    for found, batch in zip(
+        [*data.train, *data.val], [*expected.train, *expected.val], strict=True
+    ):
+        assert all(map(torch.equal, found.streams, batch.streams))
+        assert torch.equal(found.target, batch.target)
+
+
+def test_a_table_is_fed_as_a_model_was(root):
+    data = loaders(folder(root), image_size=16, batch_size=4, num_workers=0, report=silent)
+    table = folder(root, splits=["val"], streams=("rgb", "depth"))
+    for prepared_as in (data.preprocessing, data.preprocessing.to_dict()):
+        (batch,) = loader(table, prepared_as, batch_size=4, num_workers=0)
+        (expected,) = data.val
+        assert all(map(torch.equal, batch.streams, expected.streams))
+    with pytest.raises(ValueError, match=r"prepared as rgb \(3 of color\), .* table has depth"):
+        loader(table.with_streams(["depth", "rgb"]), data.preprocessing)
+
+
+def test_arrays_are_fed_and_never_read_where_absent():
+    depth = np.full((8, 6, 6), np.nan, np.float32)
+    depth[:4] = np.arange(1, 5)[:, None, None]
+    table = arrays(
+        {"rgb": np.stack([noise(6, 6) ^ i for i in range(8)]), "depth": depth},
+        ["bed", "desk"] * 4,
+        present={"depth": [True] * 4 + [False] * 4},
+        splits=["train", "val"] * 4,
+    )
+    data = loaders(table, image_size=6, batch_size=2, num_workers=0, augment=False, report=silent)
+    assert data.preprocessing.statistics[1].mean == (2.0,)
+    for batch in (*data.train, *data.val):
+        assert all(bool(x.isfinite().all()) for x in batch.streams)
+
+
+@pytest.mark.parametrize("name", ["epochs", "root", "units"])
+def test_what_is_no_option_of_feeding_is_refused(root, name):
+    with pytest.raises(TypeError, match=rf"loaders\(\) has no option '{name}'"):
+        loaders(folder(root), report=silent, **{name: 1})
+
+
+def test_validation_on_what_is_trained_on_is_refused(root):
+    for splits in ({"val_split": "train"}, {"train_split": "trainval"}):
+        with pytest.raises(ValueError, match="validation would be on what was trained on"):
+            loaders(folder(root), report=silent, **splits)
+
+
+def test_one_stream_is_chosen_of_a_table(root):
+    data = loaders(folder(root), streams=["depth"], image_size=16, report=silent)
+    assert data.in_channels == {"depth": 1}

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from manystream.data.augmentation import Augmentation
 from manystream.data.preprocessing import Preprocessing
-from manystream.data.source import StreamSpec
 from manystream.data.statistics import StreamStatistics
+from manystream.data.streams import StreamSpec
 from manystream.data.transforms import EvalTransform, TrainTransform, sample_rng
 from tests.data.builders import DEPTH, OTHER, RGB, identity, noise, ramps
 

@@ -14,7 +14,7 @@ from manystream.classifier import create_model
 from manystream.cli.batches import load_training_data
 from manystream.cli.options import CompareOptions
 from manystream.cli.output import console, fresh_path, plain, print_subsets, say
-from manystream.data.loaders import TrainingData
+from manystream.data import TrainingData
 from manystream.memory.cost import measure_step
 from manystream.training import evaluate_subsets
 from manystream.training.recipe.dropout_options import dropout_off

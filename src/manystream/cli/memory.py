@@ -11,7 +11,7 @@ import torch
 
 from manystream.classifier import StreamClassifier
 from manystream.cli.output import say
-from manystream.data.loaders import TrainingData
+from manystream.data import TrainingData
 from manystream.data.sampler import own_sampler
 from manystream.training import FitOptions
 

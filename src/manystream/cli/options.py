@@ -10,8 +10,9 @@ import torch
 from manystream.choices import check_choices
 from manystream.classifier import create_model
 from manystream.data.image import MAX_PIXELS
-from manystream.data.options import DataOptions, OnError
-from manystream.data.units import LengthUnit
+from manystream.data.options import DataOptions
+from manystream.data.problems import OnError
+from manystream.data.streams import LengthUnit
 from manystream.models.families import family
 from manystream.models.memory_modes import MemoryMode
 from manystream.training import ConditionOptions, FitOptions

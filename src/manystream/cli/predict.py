@@ -13,13 +13,9 @@ from manystream.cli.batches import trained_with
 from manystream.cli.options import PredictOptions
 from manystream.cli.output import fresh_path, say
 from manystream.cli.progress import progress_bar
-from manystream.data.dataset import StreamDataset
-from manystream.data.loaders import make_loader
-from manystream.data.opening import open_unlabelled
-from manystream.data.options import DataOptions
-from manystream.data.sources.hints import StreamHints
-from manystream.data.sources.unlabelled import UnlabelledFolder
-from manystream.data.transforms import EvalTransform
+from manystream.data import DataOptions, SampleTable, loader, unlabelled
+from manystream.data.opening import look_over
+from manystream.data.problems import Problems
 
 
 def predict(options: PredictOptions) -> None:
@@ -27,30 +23,28 @@ def predict(options: PredictOptions) -> None:
     out = fresh_path(options.out)
     model = load_model(options.model)
     preprocessing, classes = trained_with(model, options.model)
-    hints = StreamHints(units=options.units or {}, max_pixels=options.max_pixels, options="--")
-    with progress_bar("looking at images") as progress:
-        source = open_unlabelled(
-            options.folder, preprocessing.streams, options.on_error, say, hints, progress
-        )
-    loader = make_loader(
-        StreamDataset(source, EvalTransform(preprocessing)),
-        DataOptions(batch_size=options.batch_size, num_workers=options.num_workers),
+    table = unlabelled(
+        options.folder, preprocessing.streams, units=options.units, max_pixels=options.max_pixels
     )
-    probabilities = model.predict(loader, progress=True)
-    _write_predictions(out, source, probabilities, classes)
-    say(f"{len(source.ids)} predictions in {out}")
+    problems = Problems(options.on_error, say)
+    with progress_bar("looking at images") as progress:
+        table = look_over(table, (), problems, progress=progress).table
+    feeding = DataOptions(batch_size=options.batch_size, num_workers=options.num_workers)
+    probabilities = model.predict(loader(table, preprocessing, feeding), progress=True)
+    _write_predictions(out, table, probabilities, classes)
+    say(f"{len(table)} predictions in {out}")
 
 
 def _write_predictions(
-    path: Path, source: UnlabelledFolder, probabilities: Tensor, classes: Sequence[str]
+    path: Path, table: SampleTable, probabilities: Tensor, classes: Sequence[str]
 ) -> None:
     best, winner = probabilities.max(dim=1)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["id", "streams", "class", "probability", *classes])
-        for i, sample_id in enumerate(source.ids):
-            has = [s.name for s, p in zip(source.streams, source.present[i], strict=True) if p]
+        for i, sample_id in enumerate(table.ids):
+            has = [s.name for s, p in zip(table.streams, table.present[i], strict=True) if p]
             every = [f"{p:.4f}" for p in probabilities[i].tolist()]
             row = [sample_id, " + ".join(has), classes[int(winner[i])], f"{best[i]:.4f}", *every]
             writer.writerow(row)

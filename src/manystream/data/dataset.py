@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from manystream.batch import StreamBatch
-from manystream.data.source import Source
+from manystream.data.table import SampleTable as Source
 from manystream.data.transforms import Transform, sample_rng
 from manystream.presence import Presence
 

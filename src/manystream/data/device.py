@@ -19,7 +19,7 @@ from manystream.data.ahead import read_ahead
 from manystream.data.preprocessing import Preprocessing, normalise
 from manystream.data.raw import RawBatch, RawDataset, as_read
 from manystream.data.resampling import crop_nearest, crop_resize
-from manystream.data.source import StreamSpec
+from manystream.data.streams import StreamSpec
 from manystream.data.transforms import photometric
 
 # Rows prepared at once. Fewer would take longer to launch than to run; what they need in between is

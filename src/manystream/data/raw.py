@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from manystream.data.augmentation import Draw, pixels
 from manystream.data.dataset import SampleKey
-from manystream.data.source import Source
+from manystream.data.table import SampleTable as Source
 from manystream.data.transforms import Transform, sample_rng
 from manystream.presence import Presence
 

@@ -8,6 +8,12 @@ from math import lgamma
 
 import numpy as np
 
+from manystream.data.problems import Report
+
+TRAIN, VAL, TRAINVAL, TEST = "train", "val", "trainval", "test"
+"""Splits of data sets that come with training and test only; val is held out of training, and
+trainval is all of it."""
+
 
 @dataclass(frozen=True)
 class HeldOut:
@@ -48,6 +54,30 @@ class HeldOut:
             )
         return np.asarray(chosen[member])
 
+    def divide(
+        self,
+        wanted: Sequence[str],
+        targets: Sequence[int],
+        groups: Sequence[str],
+        report: Report,
+    ) -> list[str]:
+        """Name the split of each training sample, of which one part is held out as val.
+
+        Says how much of validation training would have seen, and would have with a random draw.
+
+        Args:
+            wanted: the splits that are asked for; nothing is held out unless train or val is.
+            targets: class of each sample of the whole training split.
+            groups: its group; an empty name is a group of its own.
+            report: takes the line.
+        """
+        if not {TRAIN, VAL} & set(wanted):
+            return [TRAIN] * len(targets)
+        held_out = self.draw(targets, groups)
+        if VAL in wanted:
+            report(_said(groups, held_out))
+        return [VAL if out else TRAIN for out in held_out]
+
 
 def leak(groups: Sequence[str], held_out: np.ndarray) -> float:
     """Share of the held-out samples whose group is in training too.
@@ -82,6 +112,18 @@ def random_leak(groups: Sequence[str], num_held_out: int) -> float:
     sizes = np.bincount(member)[member]
     safe = [_choices(total - g, num_held_out - g) for g in sizes.tolist()]
     return 1 - float(np.mean(np.exp(np.array(safe) - _choices(total - 1, num_held_out - 1))))
+
+
+def _said(groups: Sequence[str], held_out: np.ndarray) -> str:
+    number, total = int(held_out.sum()), len(held_out)
+    drawn = f"val: {number} of {total} training samples ({number / total:.1%}) are held out"
+    if not any(groups):
+        return f"{drawn}, one by one: the data does not say which show the same scene"
+    by_chance = random_leak(groups, number)
+    return (
+        f"{drawn} by scene: {leak(groups, held_out):.1%} of them show a scene that is in training "
+        f"(drawn one by one it would be {by_chance:.1%})"
+    )
 
 
 def _choices(n: int, k: int) -> float:

@@ -8,7 +8,7 @@ from functools import reduce
 
 import numpy as np
 
-from manystream.data.source import StreamSpec
+from manystream.data.streams import StreamSpec
 
 
 @dataclass(frozen=True)

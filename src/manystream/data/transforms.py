@@ -12,7 +12,7 @@ from torch import Tensor
 from manystream.data.augmentation import Augmentation, Draw, draw, pixels
 from manystream.data.photometry import disturb_depth, jitter_color
 from manystream.data.preprocessing import Preprocessing, check_images, normalise, resize
-from manystream.data.source import StreamSpec
+from manystream.data.streams import StreamSpec
 from manystream.presence import upload
 
 

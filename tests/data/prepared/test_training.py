@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from manystream.data import DataOptions, prepare_split, training_data
 from manystream.data.device import DeviceLoader
-from manystream.data.loaders import preparing_device, training_data
-from manystream.data.opening import open_split
-from manystream.data.options import DataOptions
-from manystream.data.prepared import prepare_split
+from manystream.data.loaders import preparing_device
+from manystream.data.opening import open_data, usable_samples
 from tests.data.builders import noise, write_image
 
 
@@ -40,11 +39,11 @@ def silent(line: str) -> None:
 def write(root, size=None, **changes) -> DataOptions:
     """Prepare both splits, and name the result."""
     data = options(root / "files", **changes)
-    streams = classes = None
-    for split in ("train", "val"):
-        source, statistics = open_split(data, split, streams, classes, silent)
-        streams, classes = source.streams, source.classes
-        prepare_split(source, statistics, root / "set", split, size=size)
+    splits = ("train", "val")
+    usable = usable_samples(open_data(data, report=silent), splits, data, report=silent)
+    for split in splits:
+        known = usable.statistics[split]
+        prepare_split(usable.table.part(split), known, root / "set", split, size=size)
     return replace(data, root=root / "set", format=None)
 
 
@@ -104,7 +103,7 @@ def test_what_is_unfinished_or_damaged_is_not_trained_on(root):
 
 
 def test_what_is_known_of_it_cannot_be_told_otherwise(root):
-    with pytest.raises(ValueError, match=r"--data\.units is for folders and manifests"):
+    with pytest.raises(ValueError, match=r"units is for folders and manifests"):
         training_data(replace(write(root), units={"depth": "mm"}), report=silent)
 
 

@@ -3,7 +3,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from manystream.data.source import StreamSpec
+from manystream.data.streams import StreamSpec
 from manystream.training import ConditionOptions, evaluate_conditions, evaluate_subsets
 from tests.builders import mask_of
 from tests.data.builders import identity

@@ -4,8 +4,8 @@ import torch
 
 from manystream.batch import StreamBatch
 from manystream.data.preprocessing import Preprocessing, normalise
-from manystream.data.source import StreamSpec
 from manystream.data.statistics import StreamStatistics
+from manystream.data.streams import StreamSpec
 from manystream.presence import Presence
 from manystream.training.evaluation.conditions import ConditionOptions, corruptions_of
 from manystream.training.evaluation.corruptions import Corruption

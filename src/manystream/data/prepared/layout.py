@@ -3,7 +3,7 @@
     root/prepared.json              format and splits, written first
     root/<split>/index.json         samples, streams, statistics, checksums; written last
     root/<split>/<m>-<stream>.npy   present rows of stream m, shape (B_m, H, W, C)
-    root/<split>.partial/           a split that is being written, with a journal of what is done
+    root/<split>.partial/           a split that is being written
 
 A folder gets its split's name only when everything in it has been written, so an interrupted
 split cannot be taken for a whole one.
@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from manystream.data.source import StreamSpec
 from manystream.data.statistics import StreamStatistics
+from manystream.data.streams import StreamSpec
 
 FORMAT = 1
 MARKER = "prepared.json"
@@ -106,7 +106,7 @@ class SplitIndex:
 
 
 def is_prepared(root: str | Path | None) -> bool:
-    """Whether a folder is, or is about to become, a prepared set."""
+    """Tell whether a folder is, or is about to become, a prepared set."""
     return root is not None and (Path(root) / MARKER).is_file()
 
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from manystream.data.looking.lettering import literal
+from manystream.data.lettering import literal
 from manystream.training.evaluation.robustness import Curve
 from manystream.training.reports.plots import COLORS
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from manystream.data.looking.lettering import literal
+from manystream.data.lettering import literal
 from manystream.training.evaluation.per_class import ClassTable
 
 _MOST_WITH_NUMBERS = 20

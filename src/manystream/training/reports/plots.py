@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from manystream.data.looking.lettering import literal
+from manystream.data.lettering import literal
 
 if TYPE_CHECKING:
     from manystream.training.reports.report import Run
