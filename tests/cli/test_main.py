@@ -236,10 +236,10 @@ def test_a_torn_image_to_predict(trained, images, tmp_path, capsys):
         (["--fit.modality_dropout=true", "--data.streams=[rgb]"], "at least two streams"),
         (["--model.depth", "19"], "depth is 19; expected one of 18, 34, 50, 101"),
         (["--model.family", "resnet"], "unknown family 'resnet'"),
-        (["--data.root", "/no/such/folder"], "--data.root /no/such/folder is no data set"),
+        (["--data.root", "/no/such/folder"], "root /no/such/folder is no data set"),
         (["--data.val_split", "valid"], "split is 'valid'; expected one of train, val, test"),
         (["--data.streams", "[lidar]"], "no stream 'lidar' in the data; it has rgb, depth"),
-        (["--data.batch_size", "0"], "--data.batch_size is 0; expected at least 1"),
+        (["--data.batch_size", "0"], "batch_size is 0; expected at least 1"),
         (["--config", "/no/such.yaml"], "/no/such.yaml"),
     ],
 )

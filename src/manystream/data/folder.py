@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
 from manystream.data.image import IMAGE_SUFFIXES, MAX_PIXELS
 from manystream.data.problems import OnError, Problem, Problems, Report, is_utf8
 from manystream.data.splitting import TRAIN
-from manystream.data.streams import LengthUnit, StreamHints, StreamKind, StreamSpec, color_first
+from manystream.data.streams import (
+    LengthUnit,
+    StreamHints,
+    StreamKind,
+    StreamSpec,
+    color_first,
+    names_of,
+)
 from manystream.data.table import Column, ImageFiles, SampleTable
 
 LAYOUT = "root/<split>/<stream>/<class>/<id>.<ext>"
@@ -56,26 +62,31 @@ def folder(
     """
     root = Path(root)
     splits = splits or sorted(available_splits(root), key=lambda name: (name != TRAIN, name))
-    first = _split_folder(root, splits[0] if splits else TRAIN)
+    parts = {split: _split_folder(root, split) for split in splits or [TRAIN]}
+    first = next(iter(parts.values()))
+    available = [found.name for found in _subfolders(first)]
+    names = available if streams is None else names_of(streams, ())
+    if not names:
+        raise ValueError(f"{first} has no stream folders; expected {LAYOUT}")
+    found = {split: _scan(part, names) for split, part in parts.items()}
+    problems = [Problem(str(x), "its name is not UTF-8; rename it") for x in _not_utf8(found)]
+    Problems(on_error, report).settle("names that are not UTF-8", problems, "are left out")
     hints = StreamHints(kinds or {}, units or {}, max_pixels)
-    specs = _specs(first, streams, hints)
-    hints.check(specs, [found.name for found in _subfolders(first)])
-    parts = {split: _split_folder(root, split) for split in splits}
-    problems = Problems(on_error, report)
-    for part in parts.values():
-        problems.settle("names that are not UTF-8", _names_not_utf8(part), "are left out")
-    samples = [x for split, part in parts.items() for x in _samples(part, split, specs)]
-    known = _known_classes(samples, classes, parts)
-    files = ImageFiles(root, max_pixels)
+    given = {x.name: x for x in streams or () if isinstance(x, StreamSpec)}
+    specs = [given.get(x) or _describe(x, first, found[splits[0]], hints) for x in names]
+    specs = list(color_first(specs)) if streams is None else specs
+    hints.check(specs, available)
+    ids = {split: _ids(files, parts[split]) for split, files in found.items()}
+    known = _known_classes(ids, classes, parts)
+    samples = [(split, i) for split, of_split in ids.items() for i in of_split]
+    below = ImageFiles(root, max_pixels)
+    cells = {x: [_cell(split, x, i, found[split][x]) for split, i in samples] for x in names}
     return SampleTable(
-        tuple(
-            Column(spec, files, [x.files.get(spec.name) for x in samples], hints.decoder(spec.name))
-            for spec in specs
-        ),
+        tuple(Column(x, below, cells[x.name], hints.decoder(x.name)) for x in specs),
         known,
-        [x.id for x in samples],
-        torch.tensor([known.index(x.label) for x in samples]),
-        [x.split for x in samples],
+        [i for _, i in samples],
+        torch.tensor([known.index(_class_of(i)) for _, i in samples]),
+        [split for split, _ in samples],
     )
 
 
@@ -136,41 +147,51 @@ def available_splits(root: str | Path) -> tuple[str, ...]:
     return tuple(found.name for found in _subfolders(root))
 
 
-class _Sample(NamedTuple):
-    """A sample, and its files by stream, relative to the data set's folder."""
-
-    split: str
-    id: str
-    files: Mapping[str, str]
-
-    @property
-    def label(self) -> str:
-        return self.id.partition("/")[0]
+_Files = dict[str, dict[str, Path]]
+"""Files of a split: by the name of a stream and ``class/id``."""
 
 
-def _samples(part: Path, split: str, specs: Sequence[StreamSpec]) -> list[_Sample]:
-    suffixes = {spec.name: _suffixes(_stream_folder(part, spec.name)) for spec in specs}
-    ids = sorted(filter(is_utf8, set().union(*suffixes.values())))
+def _scan(part: Path, names: Sequence[str]) -> _Files:
+    return {
+        name: {
+            f"{class_folder.name}/{stem}": file
+            for class_folder in _subfolders(_stream_folder(part, name))
+            for stem, file in _images_by_id(class_folder).items()
+        }
+        for name in names
+    }
+
+
+def _not_utf8(found: Mapping[str, _Files]) -> Iterator[Path]:
+    """Find files whose own or class's name reports and predictions cannot hold."""
+    for files in found.values():
+        for of_stream in files.values():
+            yield from (x for i, x in of_stream.items() if not is_utf8(f"{i}{x.suffix}"))
+
+
+def _describe(name: str, part: Path, files: _Files, hints: StreamHints) -> StreamSpec:
+    if not files[name]:
+        raise ValueError(
+            f"{part / name} holds no image; expected {LAYOUT}; remove or fill the folder"
+        )
+    return hints.describe(name, files[name].values())
+
+
+def _ids(files: _Files, part: Path) -> list[str]:
+    ids = sorted(filter(is_utf8, set().union(*files.values())))
     if not ids:
         raise ValueError(
-            f"no image under {part} for the streams {_listed(list(suffixes))}; expected {LAYOUT} "
+            f"no image under {part} for the streams {_listed(list(files))}; expected {LAYOUT} "
             f"with a suffix of {', '.join(IMAGE_SUFFIXES)}"
         )
-    return [
-        _Sample(
-            split,
-            i,
-            {m: f"{split}/{m}/{i}{found[i]}" for m, found in suffixes.items() if i in found},
-        )
-        for i in ids
-    ]
+    return ids
 
 
 def _known_classes(
-    samples: Sequence[_Sample], classes: Sequence[str] | None, parts: Mapping[str, Path]
+    ids: Mapping[str, Sequence[str]], classes: Sequence[str] | None, parts: Mapping[str, Path]
 ) -> tuple[str, ...]:
     """Return the classes given, or those of the first split, of which the others have no more."""
-    by_split = {split: sorted({x.label for x in samples if x.split == split}) for split in parts}
+    by_split = {split: sorted(set(map(_class_of, of_split))) for split, of_split in ids.items()}
     known = tuple(next(iter(by_split.values())) if classes is None else classes)
     for split, found in by_split.items():
         if unknown := [name for name in found if name not in known]:
@@ -184,50 +205,13 @@ def _known_classes(
     return known
 
 
-def _specs(
-    part: Path, streams: Sequence[str | StreamSpec] | None, hints: StreamHints
-) -> tuple[StreamSpec, ...]:
-    """Describe a split's streams by the first readable image of each."""
-    if streams is not None:
-        return tuple(
-            _describe(_stream_folder(part, x), hints) if isinstance(x, str) else x for x in streams
-        )
-    specs = [_describe(stream, hints) for stream in _subfolders(part)]
-    if not specs:
-        raise ValueError(f"{part} has no stream folders; expected {LAYOUT}")
-    return color_first(specs)
+def _class_of(sample_id: str) -> str:
+    return sample_id.partition("/")[0]
 
 
-def _describe(stream: Path, hints: StreamHints) -> StreamSpec:
-    files = list(_image_files(stream))
-    if not files:
-        raise ValueError(f"{stream} holds no image; expected {LAYOUT}; remove or fill the folder")
-    return hints.describe(stream.name, files)
-
-
-def _image_files(stream: Path) -> Iterator[Path]:
-    for class_folder in _subfolders(stream):
-        yield from _images_by_id(class_folder).values()
-
-
-def _suffixes(stream: Path) -> dict[str, str]:
-    """Return the suffix of the file of every ``class/id`` of one stream."""
-    return {
-        f"{class_folder.name}/{stem}": file.suffix
-        for class_folder in _subfolders(stream)
-        for stem, file in _images_by_id(class_folder).items()
-    }
-
-
-def _names_not_utf8(part: Path) -> list[Problem]:
-    """Find images whose file or class has a name that reports and predictions cannot hold."""
-    return [
-        Problem(str(file), "its name is not UTF-8; rename it")
-        for stream in _subfolders(part)
-        for class_folder in _subfolders(stream)
-        for file in sorted(class_folder.iterdir())
-        if _is_image(file) and not is_utf8(f"{class_folder.name}/{file.name}")
-    ]
+def _cell(split: str, stream: str, sample_id: str, files: Mapping[str, Path]) -> str | None:
+    file = files.get(sample_id)
+    return None if file is None else f"{split}/{stream}/{sample_id}{file.suffix}"
 
 
 def _images_by_id(parent: Path) -> dict[str, Path]:
