@@ -37,8 +37,8 @@ from harness.tables import console, number, table_of
 from harness.timing import in_turns, spread, wait
 from manystream import StreamBatch
 from manystream.cli import main as manystream
-from manystream.data.dataset import StreamDataset
-from manystream.data.loaders import make_loader, training_data
+from manystream.data.loader import StreamDataset, make_loader
+from manystream.data.loaders import training_data
 from manystream.data.options import DataOptions
 from manystream.data.sampler import own_sampler
 from manystream.data.source import Source
@@ -66,7 +66,7 @@ class Feeding:
     """What is fed, and how.
 
     Attributes:
-        files: images that have to be decoded, and how they are transformed.
+        files: images that have to be decoded, and how they are prepared.
         prepared: the same images as memory-mapped arrays; None if there are none.
         plain: the files as people read them without this package.
         options: size of the batches, and workers.
@@ -382,7 +382,7 @@ def _dataset(loader: Any) -> StreamDataset:
 
 
 def _repeated(dataset: StreamDataset, kind: type[Repeated], times: int) -> StreamDataset:
-    return StreamDataset(kind(dataset.source, times), dataset.transform)
+    return StreamDataset(kind(dataset.source, times), dataset.preprocessing, dataset.augmentation)
 
 
 if __name__ == "__main__":

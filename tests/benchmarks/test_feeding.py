@@ -10,11 +10,11 @@ from benchmarks.feeding import PLAIN, Feeding, Repeated, measure_ways
 
 from benchmarks import feeding
 from harness.plain_loader import PlainDataset
-from manystream.data.dataset import StreamDataset
+from manystream.data.loader import StreamDataset
 from manystream.data.options import DataOptions
 from manystream.data.prepared import PreparedSource
 from manystream.data.preprocessing import Preprocessing
-from manystream.data.transforms import EvalTransform
+from manystream.data.transforms import prepare
 from tests.data.prepared.builders import prepared, small_source
 
 CPU = torch.device("cpu")
@@ -25,10 +25,9 @@ def fed(tmp_path) -> Feeding:
     prepared(tmp_path)
     arrays, files = PreparedSource(tmp_path, "train"), small_source()
     preprocessing = Preprocessing((6, 8), arrays.streams, arrays.statistics)
-    transform = EvalTransform(preprocessing)
     return Feeding(
-        StreamDataset(files, transform),
-        StreamDataset(arrays, transform),
+        StreamDataset(files, preprocessing),
+        StreamDataset(arrays, preprocessing),
         PlainDataset(files, preprocessing, augment=False),
         DataOptions(batch_size=4, num_workers=0),
         CPU,
@@ -48,9 +47,9 @@ def test_every_way_feeds_for_ever(fed, blanked):
 
 def test_the_plain_way_gives_the_same_images_without_augmentation(fed):
     plain = fed.plain[4]
-    ours = fed.files[4].streams
-    assert torch.allclose(plain["streams"][0], ours[0])
-    assert ours[1] is None
+    ours = prepare(fed.files[4], fed.files.preprocessing).streams
+    assert torch.allclose(plain["streams"][0], ours[0][0])
+    assert len(ours[1]) == 0
     assert (plain["streams"][1] == 0).all()
     assert plain["present"].tolist() == [True, False]
     assert plain["target"] == fed.files.source.targets[4]

@@ -7,12 +7,12 @@ import torch
 import manystream as ms
 from manystream.cli import main
 from manystream.cli.batches import evaluation_loader
-from manystream.data.dataset import StreamDataset
-from manystream.data.loaders import make_loader, training_data
+from manystream.data.loader import StreamDataset, make_loader
+from manystream.data.loaders import training_data
 from manystream.data.opening import open_split
 from manystream.data.options import DataOptions
 from manystream.data.preprocessing import Preprocessing
-from manystream.data.transforms import EvalTransform
+from manystream.data.transforms import prepare
 from tests.data.sources import official
 
 CLASSES = ("bedroom", "office")
@@ -67,9 +67,7 @@ def trained(source, preprocessing) -> ms.StreamClassifier:
     torch.manual_seed(0)
     channels = {spec.name: spec.channels for spec in source.streams}
     model = ms.create_model("li_net3", streams=channels, num_classes=19, width=0.0625)
-    loader = make_loader(
-        StreamDataset(source, EvalTransform(preprocessing)), options_for(None), shuffle=True
-    )
+    loader = make_loader(StreamDataset(source, preprocessing), options_for(None), shuffle=True)
     model.fit(loader, epochs=2, accelerator="cpu", progress=False)
     return model
 
@@ -104,7 +102,7 @@ def test_evaluation_of_missing_and_of_blanked_are_the_same_bits(root):
     model = ms.create_model("li_net3", streams={"rgb": 3, "depth": 1}, num_classes=19, width=0.0625)
     model.eval()
     (batch,) = make_loader(
-        StreamDataset(source, EvalTransform(preprocessing)),
+        StreamDataset(source, preprocessing),
         DataOptions(batch_size=99, num_workers=0),
     )
     gone = torch.tensor([is_missing(number) for number in range(30, 40)])
@@ -112,10 +110,10 @@ def test_evaluation_of_missing_and_of_blanked_are_the_same_bits(root):
         if is_missing(number):
             official.write_image(depth_file(root, number), np.full(official.SHAPE, 9, np.uint16))
     whole, _ = open_split(options_for(root), "test", report=lambda line: None)
-    samples = [StreamDataset(whole, EvalTransform(preprocessing))[i] for i in range(10)]
+    dataset = StreamDataset(whole, preprocessing)
+    samples = [prepare(dataset[i], preprocessing) for i in range(10)]
     images = {
-        name: torch.stack([s.streams[m] for s in samples])
-        for m, name in enumerate(["rgb", "depth"])
+        name: torch.cat([s.streams[m] for s in samples]) for m, name in enumerate(["rgb", "depth"])
     }
     with torch.no_grad():
         expected = model(batch)

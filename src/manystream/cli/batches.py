@@ -12,12 +12,11 @@ from manystream.batch import StreamBatch
 from manystream.classifier import StreamClassifier
 from manystream.cli.output import say
 from manystream.cli.progress import progress_bar
-from manystream.data.dataset import StreamDataset
-from manystream.data.loaders import TrainingData, make_loader, training_data
+from manystream.data.loader import StreamDataset, make_loader
+from manystream.data.loaders import TrainingData, training_data
 from manystream.data.opening import open_split
 from manystream.data.options import DataOptions
 from manystream.data.preprocessing import Preprocessing
-from manystream.data.transforms import EvalTransform
 from manystream.training import FitOptions
 
 
@@ -55,7 +54,7 @@ def evaluation_loader(
         source, _ = open_split(
             options, options.val_split, preprocessing.streams, classes, say, progress
         )
-    return make_loader(StreamDataset(source, EvalTransform(preprocessing)), options)
+    return make_loader(StreamDataset(source, preprocessing), options)
 
 
 def _hold_out(options: DataOptions, held_out: Mapping[str, Any]) -> None:

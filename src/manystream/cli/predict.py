@@ -13,13 +13,11 @@ from manystream.cli.batches import trained_with
 from manystream.cli.options import PredictOptions
 from manystream.cli.output import fresh_path, say
 from manystream.cli.progress import progress_bar
-from manystream.data.dataset import StreamDataset
-from manystream.data.loaders import make_loader
+from manystream.data.loader import StreamDataset, make_loader
 from manystream.data.opening import open_unlabelled
 from manystream.data.options import DataOptions
 from manystream.data.sources.hints import StreamHints
 from manystream.data.sources.unlabelled import UnlabelledFolder
-from manystream.data.transforms import EvalTransform
 
 
 def predict(options: PredictOptions) -> None:
@@ -33,7 +31,7 @@ def predict(options: PredictOptions) -> None:
             options.folder, preprocessing.streams, options.on_error, say, hints, progress
         )
     loader = make_loader(
-        StreamDataset(source, EvalTransform(preprocessing)),
+        StreamDataset(source, preprocessing),
         DataOptions(batch_size=options.batch_size, num_workers=options.num_workers),
     )
     probabilities = model.predict(loader, progress=True)

@@ -22,9 +22,4 @@ def fit_row(image: np.ndarray, spec: StreamSpec, size: Size | None) -> np.ndarra
     Returns:
         Shape (*size, C), contiguous.
     """
-    if size is None or image.shape[:2] == size:
-        return np.ascontiguousarray(image)
-    resized = resize(image, spec, size).permute(1, 2, 0).numpy()
-    if image.dtype.kind == "u":
-        resized = resized.round()
-    return np.ascontiguousarray(resized, dtype=image.dtype)
+    return np.ascontiguousarray(image) if size is None else resize(image, spec, size)
