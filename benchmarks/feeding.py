@@ -38,8 +38,7 @@ from harness.timing import in_turns, spread, wait
 from manystream import StreamBatch
 from manystream.cli import main as manystream
 from manystream.data import training_data
-from manystream.data.dataset import StreamDataset
-from manystream.data.loaders import make_loader
+from manystream.data.loader import StreamDataset, make_loader
 from manystream.data.options import DataOptions
 from manystream.data.sampler import own_sampler
 from manystream.data.scenes import SceneSource
@@ -67,7 +66,7 @@ class Feeding:
     """What is fed, and how.
 
     Attributes:
-        files: images that have to be decoded, and how they are transformed.
+        files: images that have to be decoded, and how they are prepared.
         prepared: the same images as memory-mapped arrays; None if there are none.
         plain: the files as people read them without this package.
         options: size of the batches, and workers.
@@ -357,7 +356,8 @@ def repeated(table: SampleTable, times: int) -> SampleTable:
 
 
 def _repeated(dataset: StreamDataset, times: int) -> StreamDataset:
-    return StreamDataset(repeated(dataset.source, times), dataset.transform)
+    source = repeated(dataset.source, times)
+    return StreamDataset(source, dataset.preprocessing, dataset.augmentation)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from manystream import __version__, create_model, load_model
 from manystream.cli import main
-from manystream.data.dataset import StreamDataset
+from manystream.data.loader import StreamDataset
 from manystream.data.scenes import SceneSource
 from manystream.data.scenes import source as scenes_module
 from tests.data.builders import noise, write_image
@@ -340,15 +340,17 @@ def test_a_long_message_is_not_broken_into_lines(tmp_path, capsys):
 
 
 def test_ctrl_c_keeps_weights_and_history(tmp_path, monkeypatch, capsys):
-    asked, read = [], StreamDataset.__getitem__
+    asked, read = [], StreamDataset.read
 
-    def read_until_pressed(self, key):
-        asked.append(key)
-        if len(asked) == 24 + 12 + 10:  # an epoch, its validation, and part of the next
+    def read_until_pressed(self, keys, **how):
+        before = len(asked)
+        asked.extend(keys)
+        # An epoch, its validation, and part of the next.
+        if before < 24 + 12 + 10 <= len(asked):
             signal.raise_signal(signal.SIGINT)
-        return read(self, key)
+        return read(self, keys, **how)
 
-    monkeypatch.setattr(StreamDataset, "__getitem__", read_until_pressed)
+    monkeypatch.setattr(StreamDataset, "read", read_until_pressed)
     handler, out = signal.getsignal(signal.SIGINT), tmp_path / "out"
     assert train(out, "--fit.epochs", "9") == 130
     assert signal.getsignal(signal.SIGINT) is handler

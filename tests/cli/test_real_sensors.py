@@ -8,9 +8,9 @@ import manystream as ms
 from manystream.cli import main
 from manystream.cli.batches import evaluation_loader
 from manystream.data import DataOptions, Preprocessing, loader, training_data
-from manystream.data.dataset import StreamDataset
+from manystream.data.loader import StreamDataset
 from manystream.data.opening import open_data, usable_samples
-from manystream.data.transforms import EvalTransform
+from manystream.data.transforms import prepare
 from tests.data import official
 
 CLASSES = ("bedroom", "office")
@@ -115,10 +115,10 @@ def test_evaluation_of_missing_and_of_blanked_are_the_same_bits(root):
         if is_missing(number):
             official.write_image(depth_file(root, number), np.full(official.SHAPE, 9, np.uint16))
     whole, _ = opened(root, "test")
-    samples = [StreamDataset(whole, EvalTransform(preprocessing))[i] for i in range(10)]
+    dataset = StreamDataset(whole, preprocessing)
+    samples = [prepare(dataset[i], preprocessing) for i in range(10)]
     images = {
-        name: torch.stack([s.streams[m] for s in samples])
-        for m, name in enumerate(["rgb", "depth"])
+        name: torch.cat([s.streams[m] for s in samples]) for m, name in enumerate(["rgb", "depth"])
     }
     with torch.no_grad():
         expected = model(batch)

@@ -6,19 +6,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from torch.utils.data import DataLoader
-
-from manystream.batch import StreamBatch
 from manystream.choices import check_names
-from manystream.data.dataset import StreamDataset
-from manystream.data.loaders import make_loader
+from manystream.data.loader import StreamDataset, StreamLoader, make_loader
 from manystream.data.opening import identified, open_data, usable_samples
 from manystream.data.options import DataOptions
 from manystream.data.preprocessing import Preprocessing
 from manystream.data.problems import Report
 from manystream.data.survey import Progress
 from manystream.data.table import SampleTable
-from manystream.data.transforms import EvalTransform, TrainTransform
 
 _OF_OPENING = {
     *("root", "format", "kinds", "units", "max_pixels", "verify", "val_share", "split_seed"),
@@ -40,8 +35,8 @@ class TrainingData:
             keeps them.
     """
 
-    train: DataLoader[StreamBatch]
-    val: DataLoader[StreamBatch]
+    train: StreamLoader
+    val: StreamLoader
     preprocessing: Preprocessing
     classes: tuple[str, ...]
     held_out: dict[str, Any] | None = None
@@ -137,7 +132,7 @@ def loader(
     seed: int = 0,
     accelerator: str = "auto",
     **changes: Any,
-) -> DataLoader[StreamBatch]:
+) -> StreamLoader:
     """Feed samples in compact batches, prepared as a model's images are.
 
     Args:
@@ -166,13 +161,8 @@ def loader(
             ", ".join(map(str, streams)) for streams in (preprocessing.streams, table.streams)
         )
         raise ValueError(f"the images are prepared as {theirs}, and the table has {ours}")
-    varied = train and options.augment
-    transform = (
-        TrainTransform(preprocessing, options.augmentation)
-        if varied
-        else EvalTransform(preprocessing)
-    )
-    dataset = StreamDataset(table, transform, seed)
+    augmentation = options.augmentation if train and options.augment else None
+    dataset = StreamDataset(table, preprocessing, augmentation, seed)
     return make_loader(dataset, options, shuffle=train, accelerator=accelerator)
 
 

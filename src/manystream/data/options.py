@@ -12,8 +12,6 @@ from manystream.data.image import MAX_PIXELS
 from manystream.data.problems import OnError
 from manystream.data.streams import LengthUnit, StreamKind
 
-AugmentOn = Literal["auto", "cpu", "device"]
-
 Format = Literal["folder", "sun_rgbd", "nyu", "manifest", "prepared"]
 
 
@@ -49,8 +47,8 @@ class DataOptions:
     batch_size: int | Literal["auto"] = 64
     """Samples per batch; auto is for training on one GPU, the largest whose steps fit."""
     num_workers: int = 2
-    """Processes that read images; 0 reads in the main process. Images of a prepared set that are
-    augmented on the device need no decoding: threads read them, as many but at most 4."""
+    """Processes that read images; 0 reads in the main process. Images of a prepared set need no
+    decoding: for a GPU, threads read them, as many but at most 4."""
     on_error: OnError = "raise"
     """What bad input does: stop before training, or be skipped, counted and reported. Skipped, an
     unreadable image is absent, a row without a usable label is left out, and NaN or negative depth
@@ -79,10 +77,6 @@ class DataOptions:
     """Whether training samples are varied at random, all streams of a sample together."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     """How they are varied."""
-    augment_on: AugmentOn = "auto"
-    """Where images are resized, augmented and normalised: cpu (in the processes that read), device
-    (after the copy to the GPU, whole batches at once), or auto, device if there is a GPU. The same
-    is drawn for a sample in both places."""
 
     def __post_init__(self) -> None:
         check_choices(self)

@@ -189,17 +189,7 @@ def _plan_stream(
 
 
 def _fit(image: np.ndarray, spec: StreamSpec, size: Size | None) -> np.ndarray:
-    """Resize an image (H, W, C) as training would, and keep its dtype; whole numbers are rounded.
-
-    Returns:
-        Shape (*size, C), contiguous; the image as it is if ``size`` is None.
-    """
-    if size is None or image.shape[:2] == size:
-        return np.ascontiguousarray(image)
-    resized = resize(image, spec, size).permute(1, 2, 0).numpy()
-    if image.dtype.kind == "u":
-        resized = resized.round()
-    return np.ascontiguousarray(resized, dtype=image.dtype)
+    return np.ascontiguousarray(image) if size is None else resize(image, spec, size)
 
 
 def _check_same(found: SplitIndex, wanted: SplitIndex, folder: Path) -> None:

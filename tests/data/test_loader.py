@@ -4,20 +4,29 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from manystream.data import transforms
 from manystream.data.augmentation import Augmentation
-from manystream.data.dataset import Collate, SampleKey, StreamDataset
-from manystream.data.device import DeviceLoader, prepare
 from manystream.data.image import UnreadableImageError
+from manystream.data.loader import StreamDataset, StreamLoader, make_loader
+from manystream.data.options import DataOptions
 from manystream.data.prepared import prepared
 from manystream.data.preprocessing import Preprocessing
-from manystream.data.raw import RawDataset
-from manystream.data.sampler import StreamBatchSampler, shared
+from manystream.data.resampling import blend_together, take_together
+from manystream.data.sampler import SampleKey, StreamBatchSampler, shared
 from manystream.data.statistics import StreamStatistics
 from manystream.data.streams import StreamSpec
 from manystream.data.table import ArrayTable
-from manystream.data.transforms import EvalTransform, TrainTransform
+from manystream.data.transforms import packed, prepare
 from manystream.dropout import ModalityDropout
-from tests.data.builders import DEPTH, OTHER, RGB, ArraySource, noise, reading_threads
+from tests.data.builders import (
+    DEPTH,
+    OTHER,
+    RGB,
+    ArraySource,
+    identity,
+    noise,
+    reading_threads,
+)
 from tests.data.prepared.builders import small_table, write_set
 
 SECOND = StreamSpec("second", 1, "depth")
@@ -51,12 +60,18 @@ def source_of(sizes, words) -> ArraySource:
     return ArraySource(STREAMS, rows)
 
 
-def both(source, transform, keys, seed=5):
+def by_device(images, frames, size, *, nearest):
+    """What `crop_resize` does on a GPU, here."""
+    return (take_together if nearest else blend_together)(images, frames, size)
+
+
+def both(source, preprocessing, augmentation, keys, seed=5):
     """What the host makes of a batch, and what the device does."""
-    channels = [spec.channels for spec in source.streams]
-    data = StreamDataset(source, transform, seed)
-    raw = RawDataset(source, transform, seed).__getitems__(keys)
-    return Collate(channels)([data[key] for key in keys]), prepare(raw, transform.preprocessing)
+    raw = StreamDataset(source, preprocessing, augmentation, seed).read(keys)
+    host = prepare(raw, preprocessing)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transforms, "crop_resize", by_device)
+        return host, prepare(packed(raw, preprocessing), preprocessing)
 
 
 def assert_alike(host, device, streams=STREAMS, statistics=STATISTICS):
@@ -79,16 +94,16 @@ def assert_alike(host, device, streams=STREAMS, statistics=STATISTICS):
 )
 def test_host_and_device_draw_and_do_the_same(seed, sizes, size):
     source = source_of(sizes, ["1111", "0110", "1001"])
-    transform = TrainTransform(Preprocessing(size, STREAMS, STATISTICS), ALL)
+    preprocessing = Preprocessing(size, STREAMS, STATISTICS)
     keys = [SampleKey(index, (True,) * 4, epoch=2) for index in (2, 0, 1)]
-    assert_alike(*both(source, transform, keys, seed))
+    assert_alike(*both(source, preprocessing, ALL, keys, seed))
 
 
 def test_depth_is_the_same_to_the_pixel():
     source = source_of([(37, 23)] * 4, ["1111"] * 4)
-    transform = TrainTransform(Preprocessing((16, 12), STREAMS, STATISTICS))
+    preprocessing = Preprocessing((16, 12), STREAMS, STATISTICS)
     keys = [SampleKey(index, (True,) * 4) for index in range(4)]
-    host, device = both(source, transform, keys)
+    host, device = both(source, preprocessing, Augmentation(), keys)
     for stream in (1, 3):
         assert torch.equal(host.streams[stream], device.streams[stream])
 
@@ -96,9 +111,9 @@ def test_depth_is_the_same_to_the_pixel():
 @pytest.mark.parametrize("size", [(9, 7), (6, 8)])
 def test_without_augmentation_the_whole_image_is_taken(size):
     source = source_of([(6, 8)] * 2, ["1100", "1110"])
-    transform = EvalTransform(Preprocessing(size, STREAMS, STATISTICS))
+    preprocessing = Preprocessing(size, STREAMS, STATISTICS)
     keys = [SampleKey(index, (True,) * 4) for index in range(2)]
-    host, device = both(source, transform, keys)
+    host, device = both(source, preprocessing, None, keys)
     assert_alike(host, device)
     if size == (6, 8):  # nothing was resized
         assert torch.equal(host.streams[0], device.streams[0])
@@ -107,20 +122,21 @@ def test_without_augmentation_the_whole_image_is_taken(size):
 def test_a_blanked_image_is_neither_read_nor_there():
     source = source_of([(6, 8)] * 2, ["1100", "1100"])
     source._samples[0][1] = AssertionError("a blanked image was read")
-    transform = TrainTransform(Preprocessing(4, STREAMS, STATISTICS))
+    preprocessing = Preprocessing(4, STREAMS, STATISTICS)
     keys = [SampleKey(0, (True, False, True, True)), SampleKey(1, (True,) * 4)]
-    raw = RawDataset(source, transform).__getitems__(keys)
+    raw = StreamDataset(source, preprocessing, Augmentation()).read(keys)
     assert [len(images) for images in raw.images] == [2, 1, 0, 0]
-    batch = prepare(raw, transform.preprocessing)
-    assert [tuple(x.shape) for x in batch.streams][1:] == [(1, 1, 4, 4), (0, 2, 4, 4), (0, 1, 4, 4)]
+    for batch in (prepare(raw, preprocessing), prepare(packed(raw, preprocessing), preprocessing)):
+        shapes = [tuple(x.shape) for x in batch.streams]
+        assert shapes[1:] == [(1, 1, 4, 4), (0, 2, 4, 4), (0, 1, 4, 4)]
     with pytest.raises(AssertionError, match="blanked image was read"):
-        RawDataset(source, transform).__getitems__([SampleKey(0, (True,) * 4)])
+        StreamDataset(source, preprocessing).read([SampleKey(0, (True,) * 4)])
 
 
 def test_images_are_moved_as_they_are_stored():
     source = source_of([(6, 8)] * 2, ["1111"] * 2)
-    transform = TrainTransform(Preprocessing(4, STREAMS, STATISTICS))
-    raw = RawDataset(source, transform)[SampleKey(0, (True,) * 4)]
+    preprocessing = Preprocessing(4, STREAMS, STATISTICS)
+    raw = packed(StreamDataset(source, preprocessing, Augmentation())[0], preprocessing)
     assert [x.dtype for x in raw.images] == [
         torch.uint8,
         torch.uint16,
@@ -129,11 +145,44 @@ def test_images_are_moved_as_they_are_stored():
     ]
 
 
-def test_channels_that_do_not_fit():
-    source = ArraySource((RGB,), [[noise(4, 4, 1)]])
-    transform = EvalTransform(Preprocessing(4, (RGB,), STATISTICS[:1]))
-    with pytest.raises(ValueError, match="stream 'rgb' have 1 channels; expected 3"):
-        RawDataset(source, transform)[SampleKey(0, (True,))]
+@settings(max_examples=25)
+@given(seed=st.integers(0, 1000), augmentation=st.sampled_from([None, ALL]))
+def test_an_image_much_larger_than_the_networks_travels_as_large_as_the_networks(
+    seed, augmentation
+):
+    source = source_of([(60, 90), (60, 90), (9, 14)], ["1111", "1011", "1110"])
+    preprocessing = Preprocessing((16, 20), STREAMS, STATISTICS)
+    keys = [SampleKey(index, (True,) * 4) for index in range(3)]
+    raw = StreamDataset(source, preprocessing, augmentation, seed).read(keys)
+    moved = packed(raw, preprocessing)
+    assert moved.draws == raw.draws
+    # 8 times 16 × 20 pixels are the most; depth is twice as high and wide as the others.
+    assert [tuple(x.shape[1:3]) for x in moved.images] == [(16, 20), (18, 28), (16, 20), (16, 20)]
+    expected = prepare(raw, preprocessing)
+    assert_alike(expected, prepare(moved, preprocessing))
+    assert_alike(*both(source, preprocessing, augmentation, keys, seed))
+    for stream in (1, 3):  # depth, to the pixel
+        assert torch.equal(expected.streams[stream], prepare(moved, preprocessing).streams[stream])
+
+
+def test_an_image_up_to_eight_times_the_networks_travels_whole():
+    source = source_of([(32, 80), (33, 80)], ["1000"] * 2)
+    preprocessing = Preprocessing((16, 20), STREAMS, STATISTICS)
+    data = StreamDataset(source, preprocessing)
+    shapes = [packed(data[index], preprocessing).images[0].shape[1:3] for index in (0, 1)]
+    assert list(map(tuple, shapes)) == [(32, 80), (16, 20)]
+
+
+def test_images_of_8_and_of_16_bits_travel_together():
+    small, large = noise(4, 4, 1), np.full((5, 4, 1), 40_000, np.uint16)
+    source = ArraySource((DEPTH,), [[small], [large]])
+    preprocessing = Preprocessing((4, 4), (DEPTH,), STATISTICS[1:2])
+    keys = [SampleKey(index, (True,)) for index in range(2)]
+    raw = StreamDataset(source, preprocessing).read(keys)
+    moved = packed(raw, preprocessing)
+    assert moved.images[0].dtype == torch.uint16
+    found = prepare(moved, preprocessing).streams[0]
+    assert torch.equal(found, prepare(raw, preprocessing).streams[0])
 
 
 @pytest.fixture
@@ -142,11 +191,11 @@ def loader(tmp_path):
     source = prepared(tmp_path)
     preprocessing = Preprocessing((5, 6), source.streams, source.known_statistics("train"))
 
-    def make(**reading):
+    def make(num_workers=0, device=CPU):
         sampler = StreamBatchSampler(source.present, 8, shuffle=True, seed=3)
         sampler.select = ModalityDropout(2, 0.5, seed=3).draw
-        dataset = RawDataset(source, TrainTransform(preprocessing), 3)
-        return DeviceLoader(dataset, CPU, batch_sampler=sampler, **reading)
+        dataset = StreamDataset(source, preprocessing, Augmentation(), 3)
+        return StreamLoader(dataset, sampler, num_workers=num_workers, device=device)
 
     return make
 
@@ -165,20 +214,27 @@ def test_prepared_rows_are_read_a_stream_at_a_time(loader, monkeypatch):
     assert sum(map(len, batches)) == len(small_table().ids)
 
 
-def test_a_loader_gives_what_the_host_gives(loader):
-    device_loader = loader()
-    device_loader.batch_sampler.select = None
-    data = device_loader.dataset
-    host = StreamDataset(data.source, data.transform, data.seed)
-    keys = list(device_loader.batch_sampler)
-    for keys_of_batch, batch in zip(keys, device_loader, strict=True):
-        expected = Collate((3, 1))([host[key] for key in keys_of_batch])
-        assert_alike(
-            expected,
-            batch,
-            data.source.streams,
-            data.source.known_statistics("train"),
-        )
+def test_a_batch_is_the_same_wherever_it_is_prepared(loader):
+    data = loader().dataset
+    assert_same(begin(loader(device=None), 0), begin(loader(), 0))
+    here = begin(loader(device=None), 0)
+    keys = list(begin(loader(device=None), 0).batch_sampler)
+    alone = [prepare(data.read(of), data.preprocessing) for of in keys]
+    assert_same(alone, here)
+
+
+@pytest.mark.parametrize("available", [False, True])
+def test_the_place_follows_from_where_the_network_runs(monkeypatch, available):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    data = StreamDataset(small_table(), identity(RGB, DEPTH))
+
+    def device(accelerator):
+        options = DataOptions(batch_size=4, num_workers=0)
+        return make_loader(data, options, accelerator=accelerator).device
+
+    assert device("cpu") is None
+    for accelerator in ("auto", "gpu", "cuda"):
+        assert device(accelerator) == (torch.device("cuda") if available else None)
 
 
 def begin(loader, epoch, batch=0):
@@ -197,9 +253,12 @@ def assert_same(expected, found):
         assert all(map(torch.equal, a.streams, b.streams))
 
 
-@pytest.mark.parametrize("reading", [{"num_workers": 1}, {"num_threads": 1}, {"num_threads": 3}])
-def test_who_reads_ahead_changes_nothing(loader, reading):
-    alone, helped = loader(), loader(**reading)
+@pytest.mark.parametrize(("num_workers", "device"), [(1, None), (1, CPU), (3, CPU)])
+def test_who_reads_ahead_changes_nothing(loader, num_workers, device):
+    """Neither processes, which prepare too, nor threads."""
+    alone, helped = loader(), loader(num_workers, device)
+    by_threads = (helped.num_threads, helped.num_workers) == (num_workers, 0)
+    assert by_threads == (device is not None)
     for epoch in range(2):
         assert_same(begin(alone, epoch), begin(helped, epoch))
 
@@ -212,7 +271,7 @@ def test_epochs_differ(loader):
 
 
 def test_a_run_goes_on_within_an_epoch_whatever_was_read_ahead(loader):
-    threaded = loader(num_threads=2)
+    threaded = loader(num_workers=2)
     expected = list(begin(threaded, 1))
     stopped = iter(begin(threaded, 1))
     next(stopped)
@@ -228,7 +287,7 @@ def test_processes_share_what_threads_read(loader):
     expected = {name for batch in whole for name in batch.ids}
     found = []
     for rank in range(2):
-        part = loader(num_threads=2)
+        part = loader(num_workers=2)
         part.batch_sampler.select = None
         with shared(part, rank, 2):
             found += [name for batch in part for name in batch.ids]
@@ -240,63 +299,60 @@ def test_damage_that_a_thread_finds_is_told(loader, tmp_path):
     stream = tmp_path / "train/0-rgb.npy"
     stream.write_bytes(stream.read_bytes()[:-1] + b"!")
     with pytest.raises(UnreadableImageError, match=r"0-rgb\.npy: row \d+ is not what was written"):
-        list(loader(num_threads=2))
+        list(loader(num_workers=2))
     assert not reading_threads()
 
 
 def test_dropout_is_drawn_before_reading(loader):
-    filled = loader(num_threads=2)
+    filled = loader(num_workers=2)
     filled.batch_sampler.select = ModalityDropout(2, 1.0).draw
     assert all(batch.presence.mask.sum(dim=1).max() == 1 for batch in filled)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_does_what_the_host_does():
-    source = source_of([(37, 23), (20, 30), (9, 9)], ["1111", "0110", "1001"])
-    transform = TrainTransform(Preprocessing((16, 12), STREAMS, STATISTICS), ALL)
-    raw = RawDataset(source, transform, 5).__getitems__(
-        [SampleKey(index, (True,) * 4) for index in range(3)]
-    )
-    host = prepare(raw, transform.preprocessing)
-    device = prepare(raw.pin_memory().to(torch.device("cuda")), transform.preprocessing)
-    for x, y in zip(host.streams, device.streams, strict=True):
-        torch.testing.assert_close(x, y.cpu(), rtol=1e-4, atol=1e-4)
+    source = source_of([(37, 23), (20, 30), (9, 9), (80, 60)], ["1111", "0110", "1001", "1111"])
+    preprocessing = Preprocessing((16, 12), STREAMS, STATISTICS)
+    keys = [SampleKey(index, (True,) * 4) for index in range(4)]
+    for augmentation in (None, ALL):
+        raw = StreamDataset(source, preprocessing, augmentation, 5).read(keys)
+        host = prepare(raw, preprocessing)
+        moved = packed(raw, preprocessing).pin_memory().to(torch.device("cuda"))
+        assert_alike(host, prepare(moved, preprocessing).to("cpu"))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_is_fed_what_the_host_is(tmp_path):
     write_set(tmp_path, small_table(size=(96, 128)))
     source = prepared(tmp_path)
-    transform = TrainTransform(
-        Preprocessing((5, 6), source.streams, source.known_statistics("train"))
-    )
-    raw = RawDataset(source, transform, 3, pinned=True)
+    preprocessing = Preprocessing((40, 50), source.streams, source.known_statistics("train"))
+    dataset = StreamDataset(source, preprocessing, Augmentation(), 3)
     sampler = StreamBatchSampler(source.present, 8, shuffle=True, seed=3)
-    assert all(images.is_pinned() for images in raw.__getitems__(next(iter(sampler))).images)
-    fed = DeviceLoader(raw, torch.device("cuda"), num_threads=2, batch_sampler=sampler)
-    host = DeviceLoader(RawDataset(source, transform, 3), CPU, batch_sampler=sampler)
+    raw = dataset.read(next(iter(sampler)), pinned=True)
+    assert all(images.is_pinned() for images in raw.images)
+    fed = StreamLoader(dataset, sampler, num_workers=2, device=torch.device("cuda"))
+    host = StreamLoader(dataset, sampler)
     busy = torch.rand(4096, 4096, device="cuda")
     found = []
     for batch in fed:  # copies run ahead of what the GPU is kept busy with
         busy = busy @ busy / busy.norm()
         found.append((batch, [x.clone() for x in batch.streams]))
     for expected, (batch, streams) in zip(host, found, strict=True):
-        assert torch.equal(expected.target, batch.target.cpu())
-        for x, y in zip(expected.streams, streams, strict=True):
-            torch.testing.assert_close(x, y.cpu(), rtol=1e-4, atol=1e-4)
+        assert all(map(torch.equal, batch.streams, streams))  # not written over since
+        assert_alike(expected, batch.to("cpu"), source.streams, source.known_statistics("train"))
 
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_nobody_waits_for_the_gpu():
     source = source_of([(37, 23), (20, 30)], ["1111", "1001"])
-    transform = TrainTransform(Preprocessing((16, 12), STREAMS, STATISTICS), ALL)
+    preprocessing = Preprocessing((16, 12), STREAMS, STATISTICS)
     keys = [SampleKey(index, (True,) * 4) for index in range(2)]
-    raw = RawDataset(source, transform, 5).__getitems__(keys).pin_memory()
-    cuda = torch.device("cuda")
-    prepare(raw.to(cuda), transform.preprocessing)  # the statistics are sent once
+    raw = packed(StreamDataset(source, preprocessing, ALL, 5).read(keys), preprocessing)
+    raw, cuda = raw.pin_memory(), torch.device("cuda")
+    prepare(raw.to(cuda), preprocessing)  # the statistics are sent once
     torch.cuda.set_sync_debug_mode("error")
     try:
-        prepare(raw.to(cuda), transform.preprocessing)
+        prepare(raw.to(cuda), preprocessing)
     finally:
         torch.cuda.set_sync_debug_mode("default")
