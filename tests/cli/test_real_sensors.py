@@ -9,8 +9,9 @@ from manystream.cli import main
 from manystream.cli.batches import evaluation_loader
 from manystream.data import DataOptions, Preprocessing, loader, training_data
 from manystream.data.loader import StreamDataset
-from manystream.data.opening import open_data, usable_samples
+from manystream.data.opening import open_data
 from manystream.data.transforms import prepare
+from manystream.data.usable import usable_samples
 from tests.data import official
 
 CLASSES = ("bedroom", "office")

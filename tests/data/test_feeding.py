@@ -5,12 +5,13 @@ import pytest
 import torch
 
 from manystream.data import DataOptions, arrays, folder, loader, loaders, training_data, unlabelled
-from manystream.data.opening import look_over, open_data
+from manystream.data.opening import open_data
 from manystream.data.preprocessing import Preprocessing
 from manystream.data.problems import Problems
 from manystream.data.scenes import SceneSource
 from manystream.data.survey import look_at
 from manystream.data.survey import statistics as statistics_of
+from manystream.data.usable import look_over
 from tests.data.builders import DEPTH, OTHER, RGB, noise, write_image
 
 CLASSES = ("bed", "desk", "sofa")

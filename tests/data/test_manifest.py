@@ -1,6 +1,9 @@
+import sys
+
 import numpy as np
 import pytest
 
+from manystream.data import DataOptions, training_data
 from manystream.data.manifest import is_manifest, manifest
 from manystream.data.streams import StreamSpec
 from tests.data.builders import write_image
@@ -139,3 +142,24 @@ def test_a_leak_in_the_given_split_is_said(folder):
     rows = [*ROWS, ("rgb/a.jpg", "", "", "", "", "bed", "val", "r1")]
     part_of(manifest, write_csv(folder / "all.csv", rows), "val", lines.append, streams=["rgb"])
     assert lines == ["val: 50.0% of 2 samples are of a group that is in training"]
+
+
+def test_a_manifest_is_read_and_divided_once_for_all_its_splits(tmp_path, monkeypatch):
+    module, read, lines = sys.modules["manystream.data.manifest"], [], []
+    original = module.read_lines
+    monkeypatch.setattr(module, "read_lines", lambda path: read.append(path) or original(path))
+    path = many_rows(tmp_path)
+    data = training_data(DataOptions(root=path, num_workers=0), report=lines.append)
+    assert read == [path]
+    assert sum("are held out by scene" in line for line in lines) == 1
+    assert data.held_out == {"val_share": 0.2, "split_seed": 0}
+    train, val = (loader.dataset.source for loader in (data.train, data.val))
+    assert (len(train), len(val)) == (32, 8)
+    assert not set(train.ids) & set(val.ids)
+
+
+def test_a_split_that_is_given_is_not_held_out(folder):
+    path = write_csv(folder / "all.csv")
+    table = manifest(path, streams=["rgb"], report=lambda line: None)
+    assert table.held_out is None
+    assert table.splits == ["train", "train", "val"]

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 from manystream.data.folder import unlabelled
-from manystream.data.opening import identified, look_over, open_data, recognise, usable_samples
+from manystream.data.opening import identified, open_data, recognise
 from manystream.data.options import DataOptions
 from manystream.data.problems import Problems
 from manystream.data.streams import StreamSpec
+from manystream.data.usable import look_over, usable_samples
 from tests.data import official
 from tests.data.builders import DEPTH, noise, write_image
 

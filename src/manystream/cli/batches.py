@@ -13,13 +13,14 @@ from manystream.classifier import StreamClassifier
 from manystream.cli.output import say
 from manystream.cli.progress import progress_bar
 from manystream.data import Preprocessing, TrainingData, loader, training_data
-from manystream.data.opening import open_data, usable_samples
+from manystream.data.opening import open_data
 from manystream.data.options import DataOptions
+from manystream.data.usable import usable_samples
 from manystream.training import FitOptions
 
 
 def load_training_data(options: DataOptions, fit: FitOptions) -> TrainingData:
-    """The splits to train and to validate on, with a bar while they are looked at."""
+    """Open the splits to train and to validate on, with a bar while they are looked at."""
     with progress_bar("looking at images") as progress:
         return training_data(
             options, seed=fit.seed, report=say, progress=progress, accelerator=fit.accelerator
@@ -27,7 +28,7 @@ def load_training_data(options: DataOptions, fit: FitOptions) -> TrainingData:
 
 
 def trained_with(model: StreamClassifier, path: Path) -> tuple[Preprocessing, tuple[str, ...]]:
-    """How a model's images were prepared in training, and its classes.
+    """Return how a model's images were prepared in training, and its classes.
 
     Raises:
         ValueError: if the file does not say.

@@ -14,8 +14,8 @@ from manystream.cli.options import PredictOptions
 from manystream.cli.output import fresh_path, say
 from manystream.cli.progress import progress_bar
 from manystream.data import DataOptions, SampleTable, loader, unlabelled
-from manystream.data.opening import look_over
 from manystream.data.problems import Problems
+from manystream.data.usable import look_over
 
 
 def predict(options: PredictOptions) -> None:

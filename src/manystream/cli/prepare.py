@@ -8,7 +8,8 @@ from manystream.cli.data_options import PrepareOptions
 from manystream.cli.output import say
 from manystream.cli.progress import progress_bar
 from manystream.data import prepare_split
-from manystream.data.opening import open_data, usable_samples
+from manystream.data.opening import open_data
+from manystream.data.usable import usable_samples
 
 
 def prepare(options: PrepareOptions) -> None:

@@ -104,7 +104,7 @@ def _draw_sample(
 
 
 def _picture(table: SampleTable, index: int, stream: int) -> Picture | str:
-    """What a cell shows: an image, or a word on why there is none."""
+    """Return what a cell shows: an image, or a word on why there is none."""
     if not table.present[index, stream]:
         return "absent"
     try:
@@ -193,7 +193,7 @@ def _span(low: float, high: float) -> str:
 
 
 def _stretched(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Values as uint8, with ``low`` at 0 and ``high`` at 255."""
+    """Turn values into uint8, with ``low`` at 0 and ``high`` at 255."""
     clean = np.nan_to_num(values.astype(np.float32), nan=low, posinf=high, neginf=low)
     stretched = (clean - low) / (high - low) if high > low else np.full_like(clean, 0.5)
     return (stretched.clip(0, 1) * 255).astype(np.uint8)

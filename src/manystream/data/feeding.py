@@ -8,12 +8,13 @@ from typing import Any
 
 from manystream.choices import check_names
 from manystream.data.loader import StreamDataset, StreamLoader, make_loader
-from manystream.data.opening import identified, open_data, usable_samples
+from manystream.data.opening import identified, open_data
 from manystream.data.options import DataOptions
 from manystream.data.preprocessing import Preprocessing
 from manystream.data.problems import Report
 from manystream.data.survey import Progress
 from manystream.data.table import SampleTable
+from manystream.data.usable import usable_samples
 
 _OF_OPENING = {
     *("root", "format", "kinds", "units", "max_pixels", "verify", "val_share", "split_seed"),

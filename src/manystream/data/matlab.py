@@ -41,7 +41,7 @@ def read_numbers(path: Path, name: str) -> np.ndarray:
 
 
 def array_shapes(path: Path, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Shapes of arrays in a file of version 7.3, as HDF5 has them: MATLAB's, reversed.
+    """Return the shapes of arrays in a file of version 7.3, as HDF5 has them: MATLAB's, reversed.
 
     Raises:
         ValueError: if the file is damaged or has no such variable.

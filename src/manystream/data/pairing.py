@@ -18,7 +18,7 @@ _SENSOR = re.compile(
 
 
 def mismatches(table: SampleTable) -> list[Problem]:
-    """What cannot have been meant about who has which stream.
+    """Find what cannot have been meant about who has which stream.
 
     Streams of which no sample has another one as well; classes called like sensors, of streams that
     are not; and a class that lacks a stream, as if its folder were misspelt in it.
@@ -30,7 +30,7 @@ def mismatches(table: SampleTable) -> list[Problem]:
 
 
 def one_sided_classes(table: SampleTable) -> dict[str, list[str]]:
-    """By the name of each class that has samples, the streams that it lacks and others have."""
+    """Return, by the name of each class with samples, the streams that it lacks and others have."""
     has = {
         name: table.present[table.targets == number].any(dim=0)
         for number, name in enumerate(table.classes)
@@ -87,7 +87,7 @@ def _misspelt(table: SampleTable) -> Iterator[Problem]:
 
 
 def _stems_of(table: SampleTable, label: str, without: Sequence[int] = ()) -> set[str]:
-    """Names of a class's samples that have none of some streams."""
+    """Return the names of a class's samples that have none of some streams."""
     of_class = table.targets == table.classes.index(label)
     lacking = ~table.present[:, list(without)].any(dim=1)
     chosen = (of_class & lacking).nonzero().flatten().tolist()
@@ -100,25 +100,25 @@ class _Name(NamedTuple):
     folder: str
     stem: str
 
+    def lower(self) -> _Name:
+        return self._replace(stem=self.stem.lower())
+
+    def reversed(self) -> _Name:
+        return self._replace(stem=self.stem[::-1])
+
 
 def _renamed(table: SampleTable, first: str, second: str) -> str:
-    """How the names of a stream differ from those of another; empty if that cannot be told."""
+    """Say how a stream's names differ from those of another; nothing if that cannot be told."""
     theirs, ours = (_stems(table, name) for name in (first, second))
     enough = min(len(theirs), len(ours)) / 2
-    lower = {_Name(name.folder, name.stem.lower()) for name in theirs}
-    if sum(_Name(name.folder, name.stem.lower()) in lower for name in ours) >= enough:
+    lower = {name.lower() for name in theirs}
+    if sum(name.lower() in lower for name in ours) >= enough:
         return f"names differ in upper and lower case between {first} and {second}"
-    for where, step in (("begin", 1), ("end", -1)):
-        old, new = _prefixes([_turned(n, step) for n in theirs], [_turned(n, step) for n in ours])
-        known = {_turned(name, step) for name in theirs}
-        turned = [_turned(name, step) for name in ours]
-        found = sum(
-            name._replace(stem=old + name.stem[len(new) :]) in known
-            for name in turned
-            if name.stem.startswith(new)
-        )
-        if found >= enough:
-            return _difference(first, old[::step], second, new[::step], where)
+    if (found := _prefixes(theirs, ours, enough)) is not None:
+        return _difference(first, found[0], second, found[1], "begin")
+    theirs, ours = ([name.reversed() for name in names] for names in (theirs, ours))
+    if (found := _prefixes(theirs, ours, enough)) is not None:
+        return _difference(first, found[0][::-1], second, found[1][::-1], "end")
     return ""
 
 
@@ -131,24 +131,24 @@ def _difference(first: str, old: str, second: str, new: str, where: str) -> str:
     )
 
 
-def _prefixes(theirs: Sequence[_Name], ours: Sequence[_Name]) -> tuple[str, str]:
-    """What goes before the part that the first of ours shares with the likest of theirs."""
+def _prefixes(
+    theirs: Sequence[_Name], ours: Sequence[_Name], enough: float
+) -> tuple[str, str] | None:
+    """Find two prefixes, theirs and ours, by which enough of the names differ."""
     probe = ours[0]
     beside = [name for name in theirs if name.folder == probe.folder] or theirs
     shared = {name: _shared_end(name.stem, probe.stem) for name in beside}
     likest = max(beside, key=lambda name: (shared[name], -len(name.stem)))
-    length = shared[likest]
-    return likest.stem[: len(likest.stem) - length], probe.stem[: len(probe.stem) - length]
+    old, new = (x.stem[: len(x.stem) - shared[likest]] for x in (likest, probe))
+    known = set(theirs)
+    renamed = (x._replace(stem=old + x.stem[len(new) :]) for x in ours if x.stem.startswith(new))
+    return (old, new) if sum(name in known for name in renamed) >= enough else None
 
 
 def _shared_end(one: str, other: str) -> int:
-    """How many characters two texts have in common at their ends."""
+    """Count the characters that two texts have in common at their ends."""
     pairs = zip(reversed(one), reversed(other), strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-
-
-def _turned(name: _Name, step: int) -> _Name:
-    return name._replace(stem=name.stem[::step])
 
 
 def _stems(table: SampleTable, stream: str) -> list[_Name]:

@@ -80,7 +80,7 @@ class HeldOut:
 
 
 def leak(groups: Sequence[str], held_out: np.ndarray) -> float:
-    """Share of the held-out samples whose group is in training too.
+    """Return the share of the held-out samples whose group is in training too.
 
     Args:
         groups: group of each of the N samples; an empty name is a group of its own.
@@ -92,7 +92,7 @@ def leak(groups: Sequence[str], held_out: np.ndarray) -> float:
 
 
 def random_leak(groups: Sequence[str], num_held_out: int) -> float:
-    r"""The expected :func:`leak` if single samples were held out at random.
+    r"""Return the :func:`leak` to expect if single samples were held out at random.
 
     A sample of a group of g does not leak if the g − 1 others are held out with it:
 
@@ -127,7 +127,7 @@ def _said(groups: Sequence[str], held_out: np.ndarray) -> str:
 
 
 def _choices(n: int, k: int) -> float:
-    """Logarithm of the binomial coefficient; of 0 outside 0 ≤ k ≤ n."""
+    """Return the logarithm of the binomial coefficient; of 0 outside 0 ≤ k ≤ n."""
     if not 0 <= k <= n:
         return -np.inf
     return lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1)
@@ -138,7 +138,7 @@ def _distinct(groups: Sequence[str]) -> np.ndarray:
 
 
 def _count(targets: Sequence[int], groups: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Samples of each group and class, shape (G, classes), and each sample's group number."""
+    """Count samples by group and class, (G, classes), and number each sample's group, (N,)."""
     names, member = np.unique(_distinct(groups), return_inverse=True)
     counts = np.zeros((len(names), max(targets) + 1), dtype=np.int64)
     np.add.at(counts, (member, np.asarray(targets)), 1)

@@ -194,7 +194,7 @@ def _split_file(tree: Path) -> Path:
 
 
 def _relative(folder: str, path: Path) -> str:
-    """What follows SUNRGBD in a path on the authors' machine."""
+    """Return what follows SUNRGBD in a path on the authors' machine."""
     _, _, inside = folder.partition("/SUNRGBD/")
     inside = inside.strip("/")
     if not inside or ".." in inside.split("/"):
@@ -217,7 +217,7 @@ def _look_at(tree: Path, folder: str, depth: str) -> _Scene | Problem:
 
 
 def _only_file(tree: Path, folder: str, stream: str) -> str | None:
-    """The file of a stream, relative to the tree; None if there is none."""
+    """Return the file of a stream, relative to the tree; None if there is none."""
     try:
         found = sorted(entry.name for entry in (tree / folder / stream).iterdir())
     except FileNotFoundError:

@@ -8,7 +8,8 @@ import torch
 
 from manystream.data import DataOptions, prepare_split, training_data
 from manystream.data.loader import StreamLoader
-from manystream.data.opening import open_data, usable_samples
+from manystream.data.opening import open_data
+from manystream.data.usable import usable_samples
 from tests.data.builders import noise, write_image
 
 CPU = torch.device("cpu")

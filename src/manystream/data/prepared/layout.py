@@ -81,7 +81,7 @@ class SplitIndex:
     streams: tuple[StreamArray, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, with presence as words of 0 and 1."""
+        """Return plain values, with presence as words of 0 and 1."""
         words = ["".join("01"[has] for has in row) for row in self.present]
         return {**asdict(self), "present": words}
 
@@ -100,7 +100,7 @@ class SplitIndex:
         )
 
     def files(self, folder: Path) -> list[Path]:
-        """File of each stream in a split's folder."""
+        """Return the file of each stream in a split's folder."""
         names = [array.spec.name for array in self.streams]
         return [folder / name for name in starmap(_file_name, enumerate(names))]
 
@@ -163,7 +163,7 @@ def read_index(folder: Path) -> tuple[SplitIndex, list[np.ndarray]]:
 
 
 def damaged(path: Path, what: str) -> ValueError:
-    """Error about a file of a prepared set."""
+    """Return an error about a file of a prepared set."""
     return ValueError(
         f"the prepared set is damaged: {path}: {what}; remove the folder {path.parent} and run "
         "`manystream prepare` again"
