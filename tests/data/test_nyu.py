@@ -130,7 +130,7 @@ def test_missing_files_say_where_to_get_them(root):
 
 
 def test_an_unknown_split(root):
-    with pytest.raises(ValueError, match="'dev' is none of NYU's; expected one of train, val"):
+    with pytest.raises(ValueError, match="'dev' is none of these data; expected train, val"):
         part_of(nyu, root, "dev")
 
 

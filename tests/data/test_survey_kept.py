@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -140,6 +141,22 @@ def test_where_nothing_can_be_kept_images_are_looked_at_each_time(root, decoded,
     assert seen(root) == seen(root)
     assert len(decoded) == 6
     assert cache.read_text() == "in the way"
+
+
+@pytest.mark.parametrize("named", ["", "relative/folder"])
+def test_without_a_name_it_is_in_the_home(root, tmp_path, decoded, monkeypatch, named):
+    monkeypatch.setenv("XDG_CACHE_HOME", named)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert seen(root) == seen(root)
+    assert len(decoded) == 3
+    assert list((tmp_path / "home/.cache/manystream/survey").iterdir())
+
+    def homeless(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    seen(root)
+    assert len(decoded) == 6
 
 
 def test_two_data_sets_keep_apart_and_a_manifest_of_a_folder_shares(root, tmp_path, decoded):

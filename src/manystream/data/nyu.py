@@ -14,7 +14,7 @@ import torch
 from manystream.data.image import UnreadableImageError
 from manystream.data.matlab import array_shapes, read_numbers, read_strings
 from manystream.data.problems import OnError, Problem, Problems, Report
-from manystream.data.splitting import TEST, TRAIN, TRAINVAL, VAL, HeldOut
+from manystream.data.splitting import TEST, TRAIN, TRAINVAL, VAL, HeldOut, by_official_list
 from manystream.data.streams import RGBD_IN_METRES, StreamSpec, names_of
 from manystream.data.table import Column, SampleTable
 
@@ -65,7 +65,7 @@ OTHER = "other"
 
 HOME = "https://cs.nyu.edu/~fergus/datasets/nyu_depth_v2.html"
 LABELED, SPLITS = "nyu_depth_v2_labeled.mat", "splits.mat"
-_INDEX_LISTS = {TRAIN: "trainNdxs", VAL: "trainNdxs", TRAINVAL: "trainNdxs", TEST: "testNdxs"}
+_LISTS = {TRAIN: "trainNdxs", VAL: "trainNdxs", TRAINVAL: "trainNdxs", TEST: "testNdxs"}
 _RECORDING = re.compile(r"(?<=\d)[a-z]$")
 _DEPTHS = {"filled": "depths", "raw": "rawDepths"}
 
@@ -102,20 +102,17 @@ def nyu(
             damaged; or for a frame of an unknown scene type that is not to be skipped.
     """
     splits, held_out = splits or (TRAIN, VAL, TEST), held_out or HeldOut()
-    for split in splits:
-        if split not in _INDEX_LISTS:
-            raise ValueError(
-                f"split={split!r} is none of NYU's; expected one of {', '.join(_INDEX_LISTS)}"
-            )
-    file, classes = _existing(_labeled(Path(root))), _classes(num_classes)
+    wanted = by_official_list(splits, _LISTS)
+    file = _existing(_labeled(Path(root)))
+    classes = SCENE_TYPES if num_classes == 27 else (*COMMON_TYPES, OTHER)
     everything = _all_frames(file)
     frames: list[_Frame] = []
     names: list[str] = []
-    for official in dict.fromkeys(_INDEX_LISTS[split] for split in splits):
+    for official, of_list in wanted.items():
         known = _known(_listed(file, official, everything), file, Problems(on_error, report))
-        wanted = [split for split in splits if _INDEX_LISTS[split] == official]
+        targets = [_target(x, classes) for x in known]
+        names += held_out.divide(of_list, targets, [x.room for x in known], report)
         frames += known
-        names += _split_names(known, classes, wanted, held_out, report)
     table = SampleTable(
         tuple(
             Column(spec, _Frames(file, array), [x.number for x in frames])
@@ -215,23 +212,6 @@ def _known(frames: Sequence[_Frame], file: Path, problems: Problems) -> list[_Fr
     ]
     problems.settle("frames of unknown type", unknown, "are left out")
     return [frame for frame in frames if frame.type in SCENE_TYPES]
-
-
-def _split_names(
-    frames: Sequence[_Frame],
-    classes: Sequence[str],
-    wanted: Sequence[str],
-    held_out: HeldOut,
-    report: Report,
-) -> list[str]:
-    if wanted == [TEST]:
-        return [TEST] * len(frames)
-    targets = [_target(x, classes) for x in frames]
-    return held_out.divide(wanted, targets, [x.room for x in frames], report)
-
-
-def _classes(num_classes: int) -> tuple[str, ...]:
-    return SCENE_TYPES if num_classes == 27 else (*COMMON_TYPES, OTHER)
 
 
 def _target(frame: _Frame, classes: Sequence[str]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import lgamma
 
@@ -61,22 +61,41 @@ class HeldOut:
         groups: Sequence[str],
         report: Report,
     ) -> list[str]:
-        """Name the split of each training sample, of which one part is held out as val.
+        """Name the split of each sample of an official list, val being held out of training.
 
         Says how much of validation training would have seen, and would have with a random draw.
 
         Args:
-            wanted: the splits that are asked for; nothing is held out unless train or val is.
-            targets: class of each sample of the whole training split.
+            wanted: the splits of this list that are asked for; nothing is held out unless train or
+                val is.
+            targets: class of each sample of the list.
             groups: its group; an empty name is a group of its own.
             report: takes the line.
         """
         if not {TRAIN, VAL} & set(wanted):
-            return [TRAIN] * len(targets)
+            return [TEST if TEST in wanted else TRAIN] * len(targets)
         held_out = self.draw(targets, groups)
         if VAL in wanted:
             report(_said(groups, held_out))
         return [VAL if out else TRAIN for out in held_out]
+
+
+def by_official_list(splits: Sequence[str], lists: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return the splits that are asked for by the official list that they are made of.
+
+    Args:
+        splits: names of splits.
+        lists: the official list that each split is made of.
+
+    Raises:
+        ValueError: if there is no split of a name.
+    """
+    found: dict[str, list[str]] = {}
+    for split in splits:
+        if split not in lists:
+            raise ValueError(f"split={split!r} is none of these data; expected {', '.join(lists)}")
+        found.setdefault(lists[split], []).append(split)
+    return found
 
 
 def leak(groups: Sequence[str], held_out: np.ndarray) -> float:

@@ -14,7 +14,7 @@ import torch
 from manystream.data.image import MAX_PIXELS
 from manystream.data.matlab import read_strings
 from manystream.data.problems import OnError, Problem, Problems, Report
-from manystream.data.splitting import TEST, TRAIN, TRAINVAL, VAL, HeldOut
+from manystream.data.splitting import TEST, TRAIN, TRAINVAL, VAL, HeldOut, by_official_list
 from manystream.data.streams import RGBD_IN_METRES, StreamSpec, ToMetres, names_of
 from manystream.data.sun_rgbd_rooms import scene_groups
 from manystream.data.table import Column, ImageFiles, SampleTable
@@ -106,23 +106,23 @@ def sun_rgbd(
             expected; or for an unusable folder that is not to be skipped.
     """
     splits, held_out = splits or (TRAIN, VAL, TEST), held_out or HeldOut()
-    tree = _tree(Path(root))
-    _check(splits, tree)
+    wanted, tree = by_official_list(splits, _LISTS), _tree(Path(root))
+    if not is_sun_rgbd(tree):
+        raise ValueError(f"no kv1, kv2, realsense or xtion in {tree}; unpack it there from {HOME}")
     scenes: list[_Scene] = []
     names: list[str] = []
-    for official in dict.fromkeys(_LISTS[split] for split in splits):
+    for official, of_list in wanted.items():
         found = _scenes(tree, official, depth, Problems(on_error, report))
-        wanted = [split for split in splits if _LISTS[split] == official]
-        _report_other_classes(wanted, found, report)
+        _report_other_classes(of_list, found, report)
         known = [scene for scene in found if scene.label in CLASSES]
+        targets = [CLASSES.index(x.label) for x in known]
+        names += held_out.divide(of_list, targets, [x.group for x in known], report)
         scenes += known
-        names += _split_names(known, wanted, held_out, report)
+    files, (rgb, metres) = ImageFiles(tree, max_pixels), RGBD_IN_METRES
     table = SampleTable(
-        tuple(
-            Column(spec, ImageFiles(tree, max_pixels), [x.files[m] for x in scenes], decode)
-            for m, (spec, decode) in enumerate(
-                zip(RGBD_IN_METRES, (None, DecodeDepth()), strict=True)
-            )
+        (
+            Column(rgb, files, [x.files[0] for x in scenes]),
+            Column(metres, files, [x.files[1] for x in scenes], DecodeDepth()),
         ),
         CLASSES,
         [x.folder for x in scenes],
@@ -152,16 +152,6 @@ def _tree(root: Path) -> Path:
     return root / "SUNRGBD" if (root / "SUNRGBD").is_dir() else root
 
 
-def _check(splits: Sequence[str], tree: Path) -> None:
-    for split in splits:
-        if split not in _LISTS:
-            raise ValueError(
-                f"split={split!r} is none of SUN RGB-D's; expected one of {', '.join(_LISTS)}"
-            )
-    if not is_sun_rgbd(tree):
-        raise ValueError(f"no kv1, kv2, realsense or xtion in {tree}; unpack it there from {HOME}")
-
-
 def _scenes(tree: Path, official: str, depth: str, problems: Problems) -> list[_Scene]:
     """Look into the folders of an official list, in its order."""
     path = _split_file(tree)
@@ -172,15 +162,6 @@ def _scenes(tree: Path, official: str, depth: str, problems: Problems) -> list[_
     scenes = [x for x in found if isinstance(x, _Scene)]
     groups = scene_groups([x.folder for x in scenes], [x.label for x in scenes])
     return [x._replace(group=group) for x, group in zip(scenes, groups, strict=True)]
-
-
-def _split_names(
-    scenes: Sequence[_Scene], wanted: Sequence[str], held_out: HeldOut, report: Report
-) -> list[str]:
-    if wanted == [TEST]:
-        return [TEST] * len(scenes)
-    targets = [CLASSES.index(x.label) for x in scenes]
-    return held_out.divide(wanted, targets, [x.group for x in scenes], report)
 
 
 def _split_file(tree: Path) -> Path:

@@ -241,18 +241,22 @@ def _one_view(sizes: Sequence[tuple[int, int]]) -> bool:
     return all(abs(h * width - w * height) <= height + width for h, w in sizes[1:])
 
 
-def cache_folder() -> Path:
-    """Return where the user wants caches to be, by the XDG base directory specification."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser(), "manystream")
+def cache_folder() -> Path | None:
+    """Return where caches are to be, by the XDG base directory specification; None if nowhere."""
+    chosen = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    try:
+        base = chosen if chosen.is_absolute() else Path("~/.cache").expanduser()
+    except RuntimeError:  # A user without a home, as in some containers.
+        return None
+    return base / "manystream"
 
 
 def _cache_file(table: SampleTable) -> Path | None:
     """Return the file for what is seen of a data set; None if nothing is to be kept of it."""
-    root = table.columns[0].storage.root
-    if root is None:
+    root, folder = table.columns[0].storage.root, cache_folder()
+    if root is None or folder is None:
         return None
-    name = _hashed(str(root.resolve()))
-    return cache_folder() / "survey" / f"{name}.json"
+    return folder / "survey" / f"{_hashed(str(root.resolve()))}.json"
 
 
 class _Name(NamedTuple):
