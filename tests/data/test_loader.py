@@ -108,6 +108,19 @@ def test_depth_is_the_same_to_the_pixel():
         assert torch.equal(host.streams[stream], device.streams[stream])
 
 
+@pytest.mark.parametrize("rows_at_once", [1, 2, 3])
+def test_what_becomes_of_a_sample_does_not_depend_on_its_batch(rows_at_once):
+    source = source_of([(37, 23), (20, 30), (9, 9)], ["1111"] * 3)
+    height = width = int((transforms._AT_ONCE_ON_CPU / rows_at_once) ** 0.5)
+    preprocessing = Preprocessing((height, width), STREAMS, STATISTICS)
+    data = StreamDataset(source, preprocessing, ALL, 5)
+    together = prepare(data.read([SampleKey(i, (True,) * 4) for i in range(3)]), preprocessing)
+    for b in range(3):
+        alone = prepare(data[b], preprocessing)
+        for x, y in zip(together.streams, alone.streams, strict=True):
+            torch.testing.assert_close(x[b : b + 1], y, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("size", [(9, 7), (6, 8)])
 def test_without_augmentation_the_whole_image_is_taken(size):
     source = source_of([(6, 8)] * 2, ["1100", "1110"])
