@@ -37,12 +37,12 @@ from harness.tables import console, number, table_of
 from harness.timing import in_turns, spread, wait
 from manystream import StreamBatch
 from manystream.cli import main as manystream
-from manystream.data.dataset import StreamDataset
-from manystream.data.loaders import make_loader, training_data
+from manystream.data import training_data
+from manystream.data.loader import StreamDataset, make_loader
 from manystream.data.options import DataOptions
 from manystream.data.sampler import own_sampler
-from manystream.data.source import Source
-from manystream.data.sources.scenes import SceneSource
+from manystream.data.scenes import SceneSource
+from manystream.data.table import SampleTable
 
 PLAIN = "plain DataLoader, files"
 HEIGHT, WIDTH, STORED = 480, 640, 256
@@ -66,7 +66,7 @@ class Feeding:
     """What is fed, and how.
 
     Attributes:
-        files: images that have to be decoded, and how they are transformed.
+        files: images that have to be decoded, and how they are prepared.
         prepared: the same images as memory-mapped arrays; None if there are none.
         plain: the files as people read them without this package.
         options: size of the batches, and workers.
@@ -90,14 +90,14 @@ class Feeding:
         """
         data = training_data(options, accelerator="cpu")
         plain = PlainDataset(
-            Repeated(_dataset(data.train).source, times), data.preprocessing, options.augment
+            repeated(_dataset(data.train).source, times), data.preprocessing, options.augment
         )
         rows = None
         if prepared is not None:
             opened = training_data(replace(options, root=prepared, format=None), accelerator="cpu")
-            rows = _repeated(_dataset(opened.train), RepeatedRows, times)
+            rows = _repeated(_dataset(opened.train), times)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        files = _repeated(_dataset(data.train), Repeated, times)
+        files = _repeated(_dataset(data.train), times)
         return cls(files, rows, plain, options, device)
 
     def ways(self, blanked: float) -> dict[str, Iterator[Tensor]]:
@@ -129,37 +129,6 @@ class Feeding:
             sampler.select = ms.ModalityDropout(sampler.present.shape[1], blanked).draw
         for batch in forever(loader):
             yield batch.to(self.device).presence.mask
-
-
-class Repeated:
-    """A source many times over.
-
-    Args:
-        source: the source.
-        times: how often.
-    """
-
-    def __init__(self, source: Source, times: int) -> None:
-        self._source, self._length = source, len(source.ids)
-        self.streams, self.classes = source.streams, source.classes
-        self.ids = list(source.ids) * times
-        self.targets, self.present = source.targets.repeat(times), source.present.repeat(times, 1)
-
-    def read(self, index: int, stream: int) -> np.ndarray:
-        """Read one image."""
-        return self._source.read(index % self._length, stream)
-
-
-class RepeatedRows(Repeated):
-    """The same of a prepared set, which is read by whole batches."""
-
-    _source: Any
-
-    def read_many(self, indices: Sequence[int], stream: int, *, pinned: bool = False) -> Tensor:
-        """Read images of several samples."""
-        rows = [index % self._length for index in indices]
-        images: Tensor = self._source.read_many(rows, stream, pinned=pinned)
-        return images
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -381,8 +350,14 @@ def _dataset(loader: Any) -> StreamDataset:
     return dataset
 
 
-def _repeated(dataset: StreamDataset, kind: type[Repeated], times: int) -> StreamDataset:
-    return StreamDataset(kind(dataset.source, times), dataset.transform)
+def repeated(table: SampleTable, times: int) -> SampleTable:
+    """Return a table many times over."""
+    return table.select([*range(len(table))] * times)
+
+
+def _repeated(dataset: StreamDataset, times: int) -> StreamDataset:
+    source = repeated(dataset.source, times)
+    return StreamDataset(source, dataset.preprocessing, dataset.augmentation)
 
 
 if __name__ == "__main__":

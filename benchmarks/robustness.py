@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import manystream as ms
 from harness.results import Row, load, parser_of, save
 from harness.tables import console
-from manystream.data.loaders import training_data
-from manystream.data.options import DataOptions
+from manystream.data import DataOptions, training_data
+from manystream.data.transforms import prepare
 from manystream.training import FitOptions
 
 DATA = DataOptions(image_size=64, num_scenes=3000, augment=False, num_workers=0)
@@ -85,9 +85,10 @@ def train_all(seeds: Iterable[int]) -> Iterator[Row]:
 
 def in_memory(loader: DataLoader[Any], *, shuffle: bool = False) -> DataLoader[Any]:
     """Hold the samples of a loader of ours, rendered once instead of in every epoch."""
-    samples = [loader.dataset[i] for i in range(len(loader.dataset))]  # type: ignore[arg-type]
-    streams = [torch.stack(images) for images in zip(*(s.streams for s in samples), strict=True)]
-    target = torch.tensor([sample.target for sample in samples])
+    data: Any = loader.dataset
+    samples = [prepare(data[i], data.preprocessing) for i in range(len(data))]
+    streams = [torch.cat(images) for images in zip(*(s.streams for s in samples), strict=True)]
+    target = torch.cat([sample.target for sample in samples])
     return DataLoader(
         TensorDataset(*streams, target), batch_size=64, shuffle=shuffle, drop_last=shuffle
     )

@@ -10,8 +10,7 @@ import torch
 
 import manystream as ms
 from manystream.cli.output import print_subsets
-from manystream.data.loaders import training_data
-from manystream.data.options import DataOptions
+from manystream.data import DataOptions, training_data
 from manystream.evaluation.report import Run, write_report
 from manystream.tasks import Classification
 from manystream.training import FitOptions

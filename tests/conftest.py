@@ -1,6 +1,7 @@
 """Settings of every test run: the same hypothesis examples each time, one thread."""
 
 import os
+import tempfile
 
 import torch
 
@@ -8,6 +9,10 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before any kernel is imported
 
 from hypothesis import HealthCheck, settings
+
+# What is kept of the data that tests write is no business of the user's cache folder.
+_CACHE = tempfile.TemporaryDirectory(prefix="manystream-cache-")
+os.environ["XDG_CACHE_HOME"] = _CACHE.name
 
 settings.register_profile(
     "manystream",

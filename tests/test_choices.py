@@ -18,7 +18,6 @@ STREAMS = {"rgb": 3, "depth": 1}
     ("options", "name", "value", "message"),
     [
         (DataOptions, "on_error", "rasie", "expected one of raise, skip; did you mean raise?"),
-        (DataOptions, "augment_on", "gpu", "expected one of auto, cpu, device"),
         (DataOptions, "format", "foldr", "nyu, manifest, prepared; did you mean folder?"),
         (DataOptions, "depth", "row", "expected one of filled, raw; did you mean raw?"),
         (DataOptions, "nyu_classes", 12, "expected one of 10, 27"),

@@ -50,9 +50,9 @@ CALLS = [
     "ms.models.load_original(path)",
     "from manystream.training import FitOptions",
     "from manystream.training.options import FitOptions",
-    "from manystream.data.loaders import training_data",
+    "from manystream.data import training_data",
     "from manystream.data.options import DataOptions",
-    "import manystream.data.sources.nyu",
+    "import manystream.data.nyu",
     "from manystream.cli.output import print_subsets",
     "from manystream.cli.options import TrainOptions",
 ]

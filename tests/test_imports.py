@@ -68,7 +68,7 @@ def modules(tree: ast.AST) -> set[str]:
 
 
 def room_of(module: str) -> str:
-    """``"data"`` for manystream.data.sources.folder, ``""`` for what ``__init__`` itself offers."""
+    """``"data"`` for manystream.data.folder, ``""`` for what ``__init__`` itself offers."""
     _, _, inside = module.partition("manystream.")
     room = inside.partition(".")[0]
     return room if room in MAY_IMPORT else ""
@@ -128,7 +128,7 @@ def test_an_import_against_the_direction_is_seen(room, source):
     ("room", "source"),
     [
         ("data", "import torch\nfrom manystream.batch import StreamBatch"),
-        ("data", "from manystream.data.sources.folder import FolderSource"),
+        ("data", "from manystream.data.folder import folder"),
         ("cli", "from manystream import __version__"),
         ("", "from manystream import functional, layers"),
         ("model", "def f():\n    from manystream.training import fit"),

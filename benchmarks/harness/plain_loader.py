@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from manystream.data.options import DataOptions
 from manystream.data.preprocessing import Preprocessing, normalise
-from manystream.data.source import Source, StreamSpec
+from manystream.data.streams import StreamSpec
+from manystream.data.table import SampleTable as Source
 
 _COLOR = 0.4
 

@@ -6,29 +6,28 @@ from itertools import repeat
 
 import pytest
 import torch
-from benchmarks.feeding import PLAIN, Feeding, Repeated, measure_ways
+from benchmarks.feeding import PLAIN, Feeding, measure_ways, repeated
 
 from benchmarks import feeding
 from harness.plain_loader import PlainDataset
-from manystream.data.dataset import StreamDataset
+from manystream.data.loader import StreamDataset
 from manystream.data.options import DataOptions
-from manystream.data.prepared import PreparedSource
+from manystream.data.prepared import prepared
 from manystream.data.preprocessing import Preprocessing
-from manystream.data.transforms import EvalTransform
-from tests.data.prepared.builders import prepared, small_source
+from manystream.data.transforms import prepare
+from tests.data.prepared.builders import small_table, write_set
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
 def fed(tmp_path) -> Feeding:
-    prepared(tmp_path)
-    arrays, files = PreparedSource(tmp_path, "train"), small_source()
-    preprocessing = Preprocessing((6, 8), arrays.streams, arrays.statistics)
-    transform = EvalTransform(preprocessing)
+    write_set(tmp_path)
+    arrays, files = prepared(tmp_path), small_table()
+    preprocessing = Preprocessing((6, 8), arrays.streams, arrays.known_statistics("train"))
     return Feeding(
-        StreamDataset(files, transform),
-        StreamDataset(arrays, transform),
+        StreamDataset(files, preprocessing),
+        StreamDataset(arrays, preprocessing),
         PlainDataset(files, preprocessing, augment=False),
         DataOptions(batch_size=4, num_workers=0),
         CPU,
@@ -48,17 +47,17 @@ def test_every_way_feeds_for_ever(fed, blanked):
 
 def test_the_plain_way_gives_the_same_images_without_augmentation(fed):
     plain = fed.plain[4]
-    ours = fed.files[4].streams
-    assert torch.allclose(plain["streams"][0], ours[0])
-    assert ours[1] is None
+    ours = prepare(fed.files[4], fed.files.preprocessing).streams
+    assert torch.allclose(plain["streams"][0], ours[0][0])
+    assert len(ours[1]) == 0
     assert (plain["streams"][1] == 0).all()
     assert plain["present"].tolist() == [True, False]
     assert plain["target"] == fed.files.source.targets[4]
 
 
 def test_a_source_many_times_over_gives_the_same_images():
-    source = small_source()
-    many = Repeated(source, 3)
+    source = small_table()
+    many = repeated(source, 3)
     length = len(source.ids)
     assert len(many.ids) == len(many.targets) == len(many.present) == 3 * length
     assert (many.read(2 * length + 1, 0) == source.read(1, 0)).all()

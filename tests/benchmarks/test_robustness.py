@@ -7,8 +7,7 @@ from benchmarks.robustness import in_memory, table_of
 from rich.console import Console
 
 from harness.results import RESULTS, load
-from manystream.data.loaders import training_data
-from manystream.data.options import DataOptions
+from manystream.data import DataOptions, training_data
 
 
 def shown(rows) -> str:

@@ -46,7 +46,7 @@ def test_a_set_is_prepared_and_trained_on(root, capsys):
     again = status("prepare", "--data.root", files, "--out", prepared, "--size=[16, 18]", *FEEDING)
     assert again == 0
     quick = ("--model.width=0.0625", "--fit.epochs=1", "--fit.progress=false")
-    quick += ("--fit.accelerator=cpu", "--data.augment-on=device", "--data.verify=true")
+    quick += ("--fit.accelerator=cpu", "--data.verify=true")
     assert status("train", "--data.root", prepared, "--out", root / "run", *FEEDING, *quick) == 0
     assert "found a prepared set" in capsys.readouterr().out
     assert (root / "run/model.safetensors").exists()

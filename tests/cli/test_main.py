@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 from manystream import __version__, create_model, load_model
 from manystream.cli import main
-from manystream.data import opening
-from manystream.data.dataset import StreamDataset
-from manystream.data.sources.scenes import SceneSource
+from manystream.data.loader import StreamDataset
+from manystream.data.scenes import SceneSource
+from manystream.data.scenes import source as scenes_module
 from tests.data.builders import noise, write_image
 from tests.training.test_history import strict
 
@@ -171,7 +171,7 @@ def test_evaluate_renders_scenes_as_large_as_the_model_had_them(trained, monkeyp
             super().__init__(num_samples, image_size, **options)
             rendered.append(image_size)
 
-    monkeypatch.setattr(opening, "SceneSource", Noted)
+    monkeypatch.setattr(scenes_module, "SceneSource", Noted)
     words = ("--model", trained.model, "--data.num-scenes", 24, "--data.num-workers", 0)
     assert status("evaluate", *words, "--blanked-streams", "[depth]") == 0
     assert rendered == [16]
@@ -236,10 +236,10 @@ def test_a_torn_image_to_predict(trained, images, tmp_path, capsys):
         (["--fit.modality_dropout=true", "--data.streams=[rgb]"], "at least two streams"),
         (["--model.depth", "19"], "depth is 19; expected one of 18, 34, 50, 101"),
         (["--model.family", "resnet"], "unknown family 'resnet'"),
-        (["--data.root", "/no/such/folder"], "--data.root /no/such/folder is no data set"),
+        (["--data.root", "/no/such/folder"], "root /no/such/folder is no data set"),
         (["--data.val_split", "valid"], "split is 'valid'; expected one of train, val, test"),
         (["--data.streams", "[lidar]"], "no stream 'lidar' in the data; it has rgb, depth"),
-        (["--data.batch_size", "0"], "--data.batch_size is 0; expected at least 1"),
+        (["--data.batch_size", "0"], "batch_size is 0; expected at least 1"),
         (["--config", "/no/such.yaml"], "/no/such.yaml"),
     ],
 )
@@ -340,15 +340,17 @@ def test_a_long_message_is_not_broken_into_lines(tmp_path, capsys):
 
 
 def test_ctrl_c_keeps_weights_and_history(tmp_path, monkeypatch, capsys):
-    asked, read = [], StreamDataset.__getitem__
+    asked, read = [], StreamDataset.read
 
-    def read_until_pressed(self, key):
-        asked.append(key)
-        if len(asked) == 24 + 12 + 10:  # an epoch, its validation, and part of the next
+    def read_until_pressed(self, keys, **how):
+        before = len(asked)
+        asked.extend(keys)
+        # An epoch, its validation, and part of the next.
+        if before < 24 + 12 + 10 <= len(asked):
             signal.raise_signal(signal.SIGINT)
-        return read(self, key)
+        return read(self, keys, **how)
 
-    monkeypatch.setattr(StreamDataset, "__getitem__", read_until_pressed)
+    monkeypatch.setattr(StreamDataset, "read", read_until_pressed)
     handler, out = signal.getsignal(signal.SIGINT), tmp_path / "out"
     assert train(out, "--fit.epochs", "9") == 130
     assert signal.getsignal(signal.SIGINT) is handler

@@ -7,13 +7,12 @@ import torch
 import manystream as ms
 from manystream.cli import main
 from manystream.cli.batches import evaluation_loader
-from manystream.data.dataset import StreamDataset
-from manystream.data.loaders import make_loader, training_data
-from manystream.data.opening import open_split
-from manystream.data.options import DataOptions
-from manystream.data.preprocessing import Preprocessing
-from manystream.data.transforms import EvalTransform
-from tests.data.sources import official
+from manystream.data import DataOptions, Preprocessing, loader, training_data
+from manystream.data.loader import StreamDataset
+from manystream.data.opening import open_data
+from manystream.data.transforms import prepare
+from manystream.data.usable import usable_samples
+from tests.data import official
 
 CLASSES = ("bedroom", "office")
 
@@ -63,27 +62,35 @@ def test_training_evaluates_by_subset_and_reports_the_share(root, tmp_path, caps
     assert ms.load_model(out / "model.safetensors").held_out is None
 
 
+def opened(root, split):
+    """A split's usable samples, and their statistics."""
+    options = options_for(root)
+    table = open_data(options, [split], report=lambda line: None)
+    found = usable_samples(table, [split], options, report=lambda line: None)
+    return found.table, found.statistics[split]
+
+
 def trained(source, preprocessing) -> ms.StreamModel:
     torch.manual_seed(0)
     channels = {spec.name: spec.channels for spec in source.streams}
     model = ms.create_model("li_net3", streams=channels, num_classes=19, width=0.0625)
-    loader = make_loader(
-        StreamDataset(source, EvalTransform(preprocessing)), options_for(None), shuffle=True
-    )
-    model.fit(loader, epochs=2, accelerator="cpu", progress=False)
+    feeding = loader(source, preprocessing, options_for(None), train=True, augment=False)
+    model.fit(feeding, epochs=2, accelerator="cpu", progress=False)
     return model
 
 
 def test_missing_and_blanked_are_the_same_bits(root):
     """Files that are there, but taken away before reading, cannot leave a trace."""
-    missing, statistics = open_split(options_for(root), "trainval", report=lambda line: None)
+    missing, statistics = opened(root, "trainval")
     gone = [depth_file(root, number) for number in range(30) if is_missing(number)]
     for path in gone:  # They hold something, so that reading any of them would show.
         official.write_image(path, np.full(official.SHAPE, 40000, np.uint16))
-    everything, with_files = open_split(options_for(root), "trainval", report=lambda line: None)
+    everything, with_files = opened(root, "trainval")
     assert everything.present.all()
     assert with_files != statistics
-    blanked = everything.without(set(gone))
+    blanked = everything.without(
+        {(i, 1) for i in range(len(everything)) if everything.path(i, 1) in gone}
+    )
     torch.testing.assert_close(blanked.present, missing.present, rtol=0, atol=0)
 
     preprocessing = Preprocessing(16, missing.streams, statistics)
@@ -99,23 +106,20 @@ def test_missing_and_blanked_are_the_same_bits(root):
 
 
 def test_evaluation_of_missing_and_of_blanked_are_the_same_bits(root):
-    source, statistics = open_split(options_for(root), "test", report=lambda line: None)
+    source, statistics = opened(root, "test")
     preprocessing = Preprocessing(16, source.streams, statistics)
     model = ms.create_model("li_net3", streams={"rgb": 3, "depth": 1}, num_classes=19, width=0.0625)
     model.eval()
-    (batch,) = make_loader(
-        StreamDataset(source, EvalTransform(preprocessing)),
-        DataOptions(batch_size=99, num_workers=0),
-    )
+    (batch,) = loader(source, preprocessing, batch_size=99, num_workers=0)
     gone = torch.tensor([is_missing(number) for number in range(30, 40)])
     for number in range(30, 40):
         if is_missing(number):
             official.write_image(depth_file(root, number), np.full(official.SHAPE, 9, np.uint16))
-    whole, _ = open_split(options_for(root), "test", report=lambda line: None)
-    samples = [StreamDataset(whole, EvalTransform(preprocessing))[i] for i in range(10)]
+    whole, _ = opened(root, "test")
+    dataset = StreamDataset(whole, preprocessing)
+    samples = [prepare(dataset[i], preprocessing) for i in range(10)]
     images = {
-        name: torch.stack([s.streams[m] for s in samples])
-        for m, name in enumerate(["rgb", "depth"])
+        name: torch.cat([s.streams[m] for s in samples]) for m, name in enumerate(["rgb", "depth"])
     }
     with torch.no_grad():
         expected = model(batch)
@@ -138,9 +142,9 @@ def test_a_model_is_evaluated_on_what_it_was_not_trained_on(root, capsys):
     task = ms.tasks.Classification(classes=data.classes)
     model = ms.create_model(streams=data.in_channels, task=task, width=0.0625)
     model.preprocessing, model.held_out = data.preprocessing.to_dict(), data.held_out
-    loader = evaluation_loader(model, root, options_for(root, split_seed=3))
-    assert loader.dataset.source.ids == data.val.dataset.source.ids
-    assert capsys.readouterr().out.splitlines()[0] == "--data.val_share is 0.4, as in training"
+    measured = evaluation_loader(model, root, options_for(root, split_seed=3))
+    assert measured.dataset.source.ids == data.val.dataset.source.ids
+    assert capsys.readouterr().out.splitlines()[0] == "val_share is 0.4, as in training"
     default = evaluation_loader(model, root, options_for(root, format="sun_rgbd"))
     assert default.dataset.source.ids == data.val.dataset.source.ids
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from manystream.cli.nearest import option_names
 from manystream.cli.options import TrainOptions
-from manystream.data.dataset import StreamDataset
+from manystream.data.loader import StreamDataset
 from manystream.model import StreamModel
 from manystream.training.run_folder import RunFolder
 from manystream.training.termination import Terminated
@@ -64,17 +64,19 @@ def test_the_same_command_with_resume_ends_the_run(whole, tmp_path, monkeypatch,
 def test_sigterm_saves_everything_and_the_command_it_names_ends_the_run(
     whole, tmp_path, monkeypatch, capsys
 ):
-    asked, read = [], StreamDataset.__getitem__
+    asked, read = [], StreamDataset.read
 
-    def read_until_terminated(self, key):
-        asked.append(key)
-        if len(asked) == 24 + 12 + 4:  # an epoch, its validation, and part of the next
+    def read_until_terminated(self, keys, **how):
+        before = len(asked)
+        asked.extend(keys)
+        # An epoch, its validation, and part of the next.
+        if before < 24 + 12 + 4 <= len(asked):
             signal.raise_signal(signal.SIGTERM)
-        return read(self, key)
+        return read(self, keys, **how)
 
     handler, out = signal.getsignal(signal.SIGTERM), tmp_path / "a run"
     with monkeypatch.context() as patch:
-        patch.setattr(StreamDataset, "__getitem__", read_until_terminated)
+        patch.setattr(StreamDataset, "read", read_until_terminated)
         assert train(out, "--fit.epochs=3") == 143
     assert signal.getsignal(signal.SIGTERM) is handler
     assert (out / "checkpoints/epoch-00001-batch-00000001.ckpt").exists()

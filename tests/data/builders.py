@@ -1,6 +1,7 @@
 """Streams, raw images and sources that the data tests share."""
 
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,9 @@ import torch
 from PIL import Image
 
 from manystream.data.preprocessing import Preprocessing
-from manystream.data.source import StreamSpec
 from manystream.data.statistics import StreamStatistics
+from manystream.data.streams import StreamSpec
+from manystream.data.table import Column, SampleTable
 
 RGB = StreamSpec("rgb", 3, "color")
 DEPTH = StreamSpec("depth", 1, "depth")
@@ -33,6 +35,51 @@ class ArraySource:
         if isinstance(image, Exception):
             raise image
         return image
+
+
+class InMemory:
+    """Cells that are images themselves; an error is raised when it is read."""
+
+    root = None
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def read(self, cell):
+        if isinstance(cell.image, Exception):
+            raise cell.image
+        return cell.image
+
+    def path(self, cell):
+        return Path(self.stream, cell.name)
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """An image, and the name of its sample."""
+
+    image: np.ndarray | Exception
+    name: str
+
+
+def table_of(streams, samples, targets=None, groups=None, splits=None) -> SampleTable:
+    """Images in memory, one list of M per sample; None is absent, an error is raised on read."""
+    columns = [
+        Column(
+            spec,
+            InMemory(spec.name),
+            [None if row[m] is None else Kept(row[m], str(i)) for i, row in enumerate(samples)],
+        )
+        for m, spec in enumerate(streams)
+    ]
+    return SampleTable(
+        tuple(columns),
+        ("bed", "desk"),
+        [str(index) for index in range(len(samples))],
+        torch.tensor([0] * len(samples) if targets is None else targets),
+        splits or ["train"] * len(samples),
+        groups,
+    )
 
 
 def identity(*streams: StreamSpec, size=8) -> Preprocessing:

@@ -4,15 +4,27 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from manystream.data.formats import recognise
-from manystream.data.opening import identified, open_split, open_unlabelled
+from manystream.data.folder import unlabelled
+from manystream.data.opening import identified, open_data, recognise
 from manystream.data.options import DataOptions
-from manystream.data.source import StreamSpec
-from manystream.data.sources.hints import StreamHints
+from manystream.data.problems import Problems
+from manystream.data.streams import StreamSpec
+from manystream.data.usable import look_over, usable_samples
+from tests.data import official
 from tests.data.builders import DEPTH, noise, write_image
-from tests.data.sources import official
 
 METRIC = StreamSpec("depth", 1, "depth", "m")
+
+
+def silent(line):
+    """Take a line that nobody needs to see."""
+
+
+def usable(options, split, streams=None, classes=None, report=silent, progress=None):
+    """One split's usable samples, and their statistics."""
+    table = open_data(options, [split], streams=streams, classes=classes, report=report)
+    found = usable_samples(table, [split], options, report=report, progress=progress)
+    return found.table, found.statistics[split]
 
 
 def write_manifest(root):
@@ -53,12 +65,11 @@ def test_what_is_at_the_root_is_found_out_said_and_opened(tmp_path, name):
     assert len(lines) == 1
     assert lines[0].endswith(f" at {root}")
     assert identified(options, lines.append) is options
-    train, statistics = open_split(options, "train", report=lines.append)
-    val, _ = open_split(options, "val", train.streams, train.classes, lines.append)
-    assert val.streams == train.streams
-    assert val.classes == train.classes
+    table = open_data(options, report=lines.append)
+    train, val = table.part("train"), table.part("val")
     assert not set(train.ids) & set(val.ids) or name == "folder"
-    assert len(statistics) == len(train.streams)
+    found = usable_samples(table, ("train", "val"), options, report=lines.append)
+    assert len(found.statistics["train"]) == len(train.streams)
     assert sum(line.startswith("found ") for line in lines) == 1
 
 
@@ -66,10 +77,7 @@ def test_the_first_look_at_every_image_is_counted(tmp_path):
     options, counted = DataOptions(root=write_manifest(tmp_path), val_share=0.4), []
 
     def opened(split):
-        source, _ = open_split(
-            options, split, report=lambda line: None, progress=lambda *of: counted.append(of)
-        )
-        return source
+        return usable(options, split, progress=lambda *of: counted.append(of))[0]
 
     total = int(opened("train").present.sum())
     assert counted == [(done + 1, total) for done in range(total)]
@@ -80,27 +88,27 @@ def test_the_first_look_at_every_image_is_counted(tmp_path):
 def test_what_is_said_to_be_at_the_root_is_not_searched_for(tmp_path):
     root = write_folders(tmp_path)
     with pytest.raises(ValueError, match="no kv1, kv2, realsense or xtion in"):
-        open_split(DataOptions(root=root, format="sun_rgbd"), "train")
+        usable(DataOptions(root=root, format="sun_rgbd"), "train")
     with pytest.raises(ValueError, match=r"no file .*nyu_depth_v2_labeled\.mat; get it|get nyu"):
-        open_split(DataOptions(root=root, format="nyu"), "train")
+        usable(DataOptions(root=root, format="nyu"), "train")
     with pytest.raises(ValueError, match="no manifest at"):
-        open_split(DataOptions(root=root, format="manifest"), "train")
+        usable(DataOptions(root=root, format="manifest"), "train")
 
 
 @pytest.mark.parametrize("name", ["nothing", "notes.txt"])
 def test_nothing_that_can_be_opened(tmp_path, name):
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(ValueError, match=r"--data\.root .* is no data set; expected a folder laid"):
+    with pytest.raises(ValueError, match=r"root .* is no data set; expected a folder laid"):
         identified(DataOptions(root=tmp_path / name))
 
 
 def test_a_model_of_other_streams_or_classes_is_refused(tmp_path):
     options = DataOptions(root=official.write_sun(tmp_path))
-    train, _ = open_split(options, "trainval", report=lambda line: None)
+    train, _ = usable(options, "trainval")
     with pytest.raises(ValueError, match=r"on the classes bed, desk, .* has bathroom"):
-        open_split(options, "test", train.streams, ("bed", "desk"))
+        usable(options, "test", train.streams, ("bed", "desk"))
     with pytest.raises(ValueError, match=r"on the streams depth \(1 of depth\), .* in m\)"):
-        open_split(options, "test", (DEPTH,), train.classes)
+        usable(options, "test", (DEPTH,), train.classes)
 
 
 def odd_manifest(tmp_path):
@@ -114,13 +122,13 @@ def odd_manifest(tmp_path):
 
 def test_nan_and_negative_depth_stop_before_training(tmp_path):
     with pytest.raises(ValueError, match=r"no depth: 2\n  .*3\.npy: 3 of 48 .*\n.*4\.npy: 4 of 48"):
-        open_split(odd_manifest(tmp_path), "trainval", report=lambda line: None)
+        usable(odd_manifest(tmp_path), "trainval")
 
 
 def test_nan_and_negative_depth_count_as_no_reading_if_that_is_chosen(tmp_path):
     lines = []
     options = replace(odd_manifest(tmp_path), on_error="skip")
-    source, statistics = open_split(options, "trainval", report=lines.append)
+    source, statistics = usable(options, "trainval", report=lines.append)
     assert lines[0].endswith("skipped: they count as no reading")
     assert source.present.all()
     readings = [1 + n / 100 for n in range(12) if n not in (3, 4) for _ in range(48)]
@@ -133,39 +141,38 @@ def test_mixed_sizes_stop_or_leave_the_sample_out(tmp_path):
     write_image(tmp_path / "depth/5.npy", np.ones((8, 6), np.float32))
     options = DataOptions(root=path, format="manifest")
     with pytest.raises(ValueError, match=r"unreadable images: 2\n.*differ in aspect ratio \(8x6"):
-        open_split(options, "trainval")
+        usable(options, "trainval")
     lines = []
     skipping = replace(options, on_error="skip")
-    source, _ = open_split(skipping, "trainval", report=lines.append)
+    source, _ = usable(skipping, "trainval", report=lines.append)
     assert len(source.ids) == 11
     assert "rgb/5.png" not in source.ids
     assert lines[1] == "1 samples had nothing else and are left out"
     mixed = replace(options, same_view=False)
-    assert len(open_split(mixed, "trainval", report=lines.append)[0].ids) == 12
+    assert len(usable(mixed, "trainval", report=lines.append)[0].ids) == 12
 
 
 def test_unlabelled_depth_is_converted_for_a_model_in_metres(tmp_path):
     write_image(tmp_path / "depth/a.png", np.full((6, 8), 1234, np.uint16))
-    hints = StreamHints(units={"depth": "mm"}, options="--")
-    source = open_unlabelled(tmp_path, (METRIC,), "raise", hints=hints)
+    source = unlabelled(tmp_path, (METRIC,), units={"depth": "mm"})
     assert source.read(0, 0).max() == np.float32(1.234)
-    with pytest.raises(ValueError, match="in metres; give the files' unit: --units"):
-        open_unlabelled(tmp_path, (METRIC,), "raise", hints=StreamHints(options="--"))
+    with pytest.raises(ValueError, match="in metres; give the files' unit: units="):
+        unlabelled(tmp_path, (METRIC,))
     with pytest.raises(ValueError, match="unreadable images: 1"):
-        open_unlabelled(tmp_path, (DEPTH,), "raise", hints=StreamHints(max_pixels=9))
+        look_over(unlabelled(tmp_path, (DEPTH,), max_pixels=9), (), Problems())
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"val_share": 0.0}, r"--data\.val_share is 0\.0; expected between 0 and 1"),
-        ({"val_share": 1.0}, r"--data\.val_share is 1\.0"),
-        ({"split_seed": -1}, r"--data\.split_seed is -1; expected 0 or more"),
-        ({"max_pixels": 0}, r"--data\.max_pixels is 0; expected at least 1"),
-        ({"units": {"depth": "km"}}, r"--data\.units of depth is 'km'; expected one of m, dm"),
+        ({"val_share": 0.0}, r"val_share is 0\.0; expected between 0 and 1"),
+        ({"val_share": 1.0}, r"val_share is 1\.0"),
+        ({"split_seed": -1}, r"split_seed is -1; expected 0 or more"),
+        ({"max_pixels": 0}, r"max_pixels is 0; expected at least 1"),
+        ({"units": {"depth": "km"}}, r"units of depth is 'km'; expected one of m, dm"),
         (
             {"units": {"ir": "mm"}, "kinds": {"ir": "other"}},
-            r"--data\.units gives ir in mm, but --data\.kinds says other",
+            r"units gives ir in mm, but kinds says other",
         ),
     ],
 )

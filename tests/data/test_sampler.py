@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from manystream.data.dataset import SampleKey
 from manystream.data.sampler import (
+    SampleKey,
     StreamBatchSampler,
     own_sampler,
     select_before_reading,

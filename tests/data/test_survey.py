@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,12 +5,24 @@ from hypothesis import strategies as st
 
 from manystream.data.image import UnreadableImageError
 from manystream.data.statistics import StreamStatistics
-from manystream.data.survey import (
-    UnreadableFile,
-    presence_summary,
-    survey,
-)
-from tests.data.builders import DEPTH, OTHER, RGB, ArraySource
+from manystream.data.survey import look_at, statistics, unusable
+from tests.data.builders import DEPTH, OTHER, RGB, table_of
+
+
+class Surveyed:
+    """What a look at a table's images told."""
+
+    def __init__(self, table, same_view=False, **options):
+        looks = look_at(table, **options)
+        bad = unusable(table, looks, same_view=same_view)
+        good = {image: look for image, look in looks.items() if image not in bad}
+        self.statistics = statistics(table, good)
+        self.unusable = {str(table.path(*image)): reason for image, reason in bad.items()}
+        self.doubts = {str(table.path(*i)): x.doubt for i, x in looks.items() if x.doubt}
+
+
+def survey(streams, samples, **options):
+    return Surveyed(table_of(streams, samples), **options)
 
 
 def random_samples(seed: int, count: int) -> list[list[np.ndarray | None]]:
@@ -38,8 +48,8 @@ def concatenated(samples, stream: int, channel: int) -> np.ndarray:
 @given(seed=st.integers(0, 2**32), count=st.integers(1, 12))
 def test_statistics_equal_numpys_over_all_valid_pixels(seed, count):
     samples = random_samples(seed, count)
-    found = survey(ArraySource((RGB, DEPTH, OTHER), samples))
-    assert found.unreadable == ()
+    found = survey((RGB, DEPTH, OTHER), samples)
+    assert found.unusable == {}
     for stream, spec in enumerate((RGB, DEPTH, OTHER)):
         for channel in range(spec.channels):
             pixels = concatenated(samples, stream, channel)
@@ -54,28 +64,29 @@ def test_statistics_equal_numpys_over_all_valid_pixels(seed, count):
 def test_statistics_of_a_large_offset_keep_twelve_digits():
     rng = np.random.default_rng(1)
     samples = [[rng.integers(60000, 60010, (30, 40, 1), dtype=np.uint16)] for _ in range(50)]
-    (found,) = survey(ArraySource((DEPTH,), samples)).statistics
+    (found,) = survey((DEPTH,), samples).statistics
     pixels = concatenated(samples, 0, 0)
     assert found.mean[0] == pytest.approx(pixels.mean(), rel=1e-12)
     assert found.std[0] == pytest.approx(pixels.std(), rel=1e-12)
 
 
 def test_the_result_repeats_bit_for_bit():
-    source = ArraySource((RGB, DEPTH, OTHER), random_samples(3, 40))
-    assert survey(source) == survey(source)
+    samples = random_samples(3, 40)
+    first, again = (survey((RGB, DEPTH, OTHER), samples) for _ in range(2))
+    assert vars(first) == vars(again)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 255.0, 1e-30])
 def test_a_constant_channel_has_standard_deviation_1(value):
     samples = [[np.full((7, 11, 2), value, np.float32)] for _ in range(5)]
-    (found,) = survey(ArraySource((OTHER,), samples)).statistics
+    (found,) = survey((OTHER,), samples).statistics
     assert found.std == (1.0, 1.0)
     assert found.mean == pytest.approx([np.float32(value)] * 2, rel=1e-12)
 
 
 def test_a_stream_without_any_reading():
     samples = [[np.zeros((2, 2, 1), np.uint16), None], [np.zeros((2, 2, 1), np.uint16), None]]
-    found = survey(ArraySource((DEPTH, RGB), samples))
+    found = survey((DEPTH, RGB), samples)
     assert found.statistics == (
         StreamStatistics((0.0,), (1.0,)),
         StreamStatistics((0.0,) * 3, (1.0,) * 3),
@@ -91,35 +102,30 @@ def test_unreadable_images_are_listed_and_do_not_count():
         [good.astype(np.float32) / 1000],
         [good + 4],
     ]
-    found = survey(ArraySource((DEPTH,), samples))
+    found = survey((DEPTH,), samples)
     assert found.statistics == (StreamStatistics((5.0,), (5.0**0.5,)),)
-    assert found.unreadable == (
-        UnreadableFile(Path("depth/0"), "torn"),
-        UnreadableFile(Path("depth/2"), "expected 1 channels for stream 'depth', found 3"),
-        UnreadableFile(
-            Path("depth/3"), "expected uint16 values as in most of its stream, found float32"
-        ),
-    )
-    assert found.unreadable_paths == {Path("depth/0"), Path("depth/2"), Path("depth/3")}
+    assert found.unusable == {
+        "depth/0": "torn",
+        "depth/2": "it has 3 channels; expected 1",
+        "depth/3": "it has float32 values; expected uint16 as in most of its stream",
+    }
 
 
 def test_nan_outside_depth_is_unreadable():
     bad = np.full((2, 2, 2), np.nan, np.float32)
-    found = survey(ArraySource((OTHER,), [[bad], [np.ones((2, 2, 2), np.float32)]]))
-    assert [file.reason for file in found.unreadable] == [
-        "expected finite values for stream 'sonar', found NaN or infinity"
-    ]
+    found = survey((OTHER,), [[bad], [np.ones((2, 2, 2), np.float32)]])
+    assert found.unusable == {"sonar/0": "it has values that are NaN or infinite"}
     assert found.statistics[0].mean == (1.0, 1.0)
 
 
 def test_depth_that_is_no_depth_is_told_and_counts_as_no_reading():
     odd = np.array([[2, -1, np.nan, np.inf, 0]], np.float32)[..., None]
     good = np.array([[[4]]], np.float32)
-    found = survey(ArraySource((DEPTH,), [[odd], [good], [np.array([[[0]]], np.float32)]]))
-    assert found.unreadable == ()
+    found = survey((DEPTH,), [[odd], [good], [np.array([[[0]]], np.float32)]])
+    assert found.unusable == {}
     assert found.statistics == (StreamStatistics((3.0,), (1.0,)),)
     reason = "3 of 5 depth values are NaN, infinite or negative; 0 is no reading"
-    assert found.odd_depth == (UnreadableFile(Path("depth/0"), reason),)
+    assert found.doubts == {"depth/0": reason}
 
 
 def images_of(*sizes) -> list:
@@ -138,48 +144,41 @@ def images_of(*sizes) -> list:
     ],
 )
 def test_one_aspect_ratio_is_one_view(sizes):
-    source = ArraySource((RGB, DEPTH, OTHER), [images_of(*sizes)])
-    assert survey(source, same_view=True).unreadable == ()
+    assert survey((RGB, DEPTH, OTHER), [images_of(*sizes)], same_view=True).unusable == {}
 
 
 @pytest.mark.parametrize("other", [(424, 512), (640, 480), (480, 660)])
 def test_a_sample_of_mixed_sizes_is_told_and_does_not_count(other):
     samples = [images_of((480, 640), other, (240, 320)), images_of((4, 4), (4, 4), None)]
     samples[1][1][:] = 9
-    source = ArraySource((RGB, DEPTH, OTHER), samples)
-    found = survey(source, same_view=True)
-    assert [file.path for file in found.unreadable] == [
-        Path("rgb/0"),
-        Path("depth/0"),
-        Path("sonar/0"),
-    ]
-    assert f"(640x480, {other[1]}x{other[0]}, 320x240)" in found.unreadable[1].reason
+    found = survey((RGB, DEPTH, OTHER), samples, same_view=True)
+    assert list(found.unusable) == ["rgb/0", "depth/0", "sonar/0"]
+    assert f"(640x480, {other[1]}x{other[0]}, 320x240)" in found.unusable["depth/0"]
     assert found.statistics[1] == StreamStatistics((9.0,), (1.0,))
-    assert survey(source).unreadable == ()
+    assert survey((RGB, DEPTH, OTHER), samples).unusable == {}
 
 
 def test_other_errors_are_not_swallowed():
     with pytest.raises(RuntimeError, match="a bug"):
-        survey(ArraySource((RGB,), [[RuntimeError("a bug")]]))
+        survey((RGB,), [[RuntimeError("a bug")]])
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(1, [0]), (3, [0, 2, 4]), (99, [0, 1, 2, 3, 4])])
 def test_limit_is_spread_over_the_source(limit, expected):
     samples = [[np.full((1, 1, 1), 10 + 2**index, np.uint16)] for index in range(5)]
     seen = []
-    found = survey(
-        ArraySource((DEPTH,), samples), limit=limit, progress=lambda *step: seen.append(step)
-    )
+    found = survey((DEPTH,), samples, limit=limit, progress=lambda *step: seen.append(step))
     assert found.statistics[0].mean[0] == pytest.approx(np.mean([10 + 2**i for i in expected]))
     assert seen == [(done + 1, len(expected)) for done in range(len(expected))]
 
 
 def test_limit_below_one():
     with pytest.raises(ValueError, match="limit=0; expected at least 1"):
-        survey(ArraySource((RGB,), random_samples(0, 2)), limit=0)
+        survey((RGB,), random_samples(0, 2), limit=0)
 
 
-def test_presence_summary():
-    samples = [[None, 1, 1], [1, None, 1], [None, 1, 1]]
-    source = ArraySource((RGB, DEPTH, OTHER), samples)
-    assert presence_summary(source) == {"rgb": 2, "depth": 1, "sonar": 0}
+def test_statistics_of_some_samples():
+    table = table_of((DEPTH,), [[np.full((1, 1, 1), value, np.uint16)] for value in (2, 4, 9)])
+    looks = look_at(table)
+    assert statistics(table, looks, [0, 1]) == (StreamStatistics((3.0,), (1.0,)),)
+    assert statistics(table, looks, [2]) == (StreamStatistics((9.0,), (1.0,)),)

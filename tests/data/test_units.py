@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from manystream.data.units import METRES_PER, ToMetres
+from manystream.data.streams import METRES_PER, ToMetres
 
 
 @pytest.mark.parametrize(

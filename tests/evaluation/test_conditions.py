@@ -3,7 +3,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from manystream.data.source import StreamSpec
+from manystream.data.streams import StreamSpec
 from manystream.evaluation import EvaluationOptions
 from tests.builders import mask_of
 from tests.data.builders import identity

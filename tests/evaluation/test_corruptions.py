@@ -4,8 +4,8 @@ import torch
 
 from manystream.batch import StreamBatch
 from manystream.data.preprocessing import Preprocessing, normalise
-from manystream.data.source import StreamSpec
 from manystream.data.statistics import StreamStatistics
+from manystream.data.streams import StreamSpec
 from manystream.evaluation.conditions import EvaluationOptions, corruptions_of
 from manystream.evaluation.corruptions import Corruption
 from manystream.presence import Presence

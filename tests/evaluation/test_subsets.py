@@ -2,10 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from manystream.data.dataset import StreamDataset
-from manystream.data.loaders import make_loader
+from manystream.data.loader import StreamDataset, make_loader
 from manystream.data.options import DataOptions
-from manystream.data.transforms import EvalTransform
 from tests.builders import mask_of
 from tests.data.builders import DEPTH, RGB, ArraySource, identity, noise
 from tests.training.builders import CPU, NUM_CLASSES, dict_batches, tiny_model, tuple_batches
@@ -15,7 +13,7 @@ UNREAD = AssertionError("a blanked image was read")
 
 def own_loader(*samples, batch_size=4):
     source = ArraySource((RGB, DEPTH), list(samples))
-    dataset = StreamDataset(source, EvalTransform(identity(RGB, DEPTH, size=32)))
+    dataset = StreamDataset(source, identity(RGB, DEPTH, size=32))
     return make_loader(dataset, DataOptions(batch_size=batch_size, num_workers=0))
 
 

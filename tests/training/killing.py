@@ -10,10 +10,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from manystream import files
-from manystream.data.dataset import StreamDataset
-from manystream.data.loaders import make_loader
+from manystream.data.augmentation import Augmentation
+from manystream.data.loader import StreamDataset, make_loader
 from manystream.data.options import DataOptions
-from manystream.data.transforms import EvalTransform, TrainTransform
 from manystream.training import FitOptions
 from manystream.training.history import History
 from manystream.training.run_folder import RunFolder
@@ -58,8 +57,8 @@ def loaders_of(kind: str):
         return DataLoader(Noisy(), batch_size=4, shuffle=True), tuple_batches(16, seed=1)
     preprocessing = identity(RGB, DEPTH, size=32)
     options = DataOptions(batch_size=4, num_workers=1)
-    train = StreamDataset(array_source(25), TrainTransform(preprocessing))
-    val = StreamDataset(array_source(9), EvalTransform(preprocessing))
+    train = StreamDataset(array_source(25), preprocessing, Augmentation())
+    val = StreamDataset(array_source(9), preprocessing)
     return make_loader(train, options, shuffle=True), make_loader(val, options)
 
 

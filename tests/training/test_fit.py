@@ -9,10 +9,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from manystream.data.dataset import StreamDataset
-from manystream.data.loaders import make_loader
+from manystream.data.loader import StreamDataset, make_loader
 from manystream.data.options import DataOptions
-from manystream.data.transforms import EvalTransform
 from manystream.dropout import scheduled_probability
 from manystream.training import FitOptions
 from manystream.training.checkpoints import read_state
@@ -64,9 +62,9 @@ class Interrupted:
 
 
 def own_loader(source, batch_size=4):
-    transform = EvalTransform(identity(RGB, DEPTH, size=32))
+    preprocessing = identity(RGB, DEPTH, size=32)
     options = DataOptions(batch_size=batch_size, num_workers=0)
-    return make_loader(StreamDataset(source, transform), options, shuffle=True)
+    return make_loader(StreamDataset(source, preprocessing), options, shuffle=True)
 
 
 def watched_source(num_samples=8):

@@ -13,10 +13,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from manystream.data.dataset import StreamDataset
-from manystream.data.loaders import make_loader
+from manystream.data.loader import StreamDataset, make_loader
 from manystream.data.options import DataOptions
-from manystream.data.transforms import EvalTransform
 from manystream.layers import synchronise_norms
 from manystream.training import FitOptions, termination
 from manystream.training.distributed import average_gradients
@@ -89,8 +87,8 @@ def averaged_gradients():
 
 def own_loader(batch_size, count=26, shuffle=True):
     """A loader of ours; in this many samples the last batch is smaller."""
-    dataset = StreamDataset(array_source(count), EvalTransform(identity(RGB, DEPTH, size=32)))
-    options = DataOptions(batch_size=batch_size, num_workers=0, augment_on="cpu")
+    dataset = StreamDataset(array_source(count), identity(RGB, DEPTH, size=32))
+    options = DataOptions(batch_size=batch_size, num_workers=0)
     return make_loader(dataset, options, shuffle=shuffle)
 
 

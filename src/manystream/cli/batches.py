@@ -11,18 +11,16 @@ from torch.utils.data import DataLoader
 from manystream.batch import StreamBatch
 from manystream.cli.output import say
 from manystream.cli.progress import progress_bar
-from manystream.data.dataset import StreamDataset
-from manystream.data.loaders import TrainingData, make_loader, training_data
-from manystream.data.opening import open_split
+from manystream.data import Preprocessing, TrainingData, loader, training_data
+from manystream.data.opening import open_data
 from manystream.data.options import DataOptions
-from manystream.data.preprocessing import Preprocessing
-from manystream.data.transforms import EvalTransform
+from manystream.data.usable import usable_samples
 from manystream.model import StreamModel
 from manystream.training import FitOptions
 
 
 def load_training_data(options: DataOptions, fit: FitOptions) -> TrainingData:
-    """The splits to train and to validate on, with a bar while they are looked at."""
+    """Open the splits to train and to validate on, with a bar while they are looked at."""
     with progress_bar("looking at images") as progress:
         return training_data(
             options, seed=fit.seed, report=say, progress=progress, accelerator=fit.accelerator
@@ -30,7 +28,7 @@ def load_training_data(options: DataOptions, fit: FitOptions) -> TrainingData:
 
 
 def trained_with(model: StreamModel, path: Path) -> tuple[Preprocessing, tuple[str, ...]]:
-    """How a model's images were prepared in training, and its classes.
+    """Return how a model's images were prepared in training, and its classes.
 
     Raises:
         ValueError: if the file does not say.
@@ -51,11 +49,13 @@ def evaluation_loader(
     options.image_size = max(preprocessing.size)
     if model.held_out is not None:
         _hold_out(options, model.held_out)
+    split = options.val_split
+    table = open_data(options, [split], streams=preprocessing.streams, classes=classes, report=say)
     with progress_bar("looking at images") as progress:
-        source, _ = open_split(
-            options, options.val_split, preprocessing.streams, classes, say, progress
+        usable = usable_samples(
+            table, [split], options, trained=True, report=say, progress=progress
         )
-    return make_loader(StreamDataset(source, EvalTransform(preprocessing)), options)
+    return loader(usable.table, preprocessing, options)
 
 
 def _hold_out(options: DataOptions, held_out: Mapping[str, Any]) -> None:
@@ -63,6 +63,6 @@ def _hold_out(options: DataOptions, held_out: Mapping[str, Any]) -> None:
     for name in ("val_share", "split_seed"):
         value = held_out[name]
         if getattr(options, name) != value:
-            say(f"--data.{name} is {value}, as in training")
+            say(f"{name} is {value}, as in training")
             setattr(options, name, value)
     options.__post_init__()

@@ -13,7 +13,7 @@ from manystream.batch import StreamBatch
 from manystream.cli.batches import load_training_data
 from manystream.cli.options import CompareOptions
 from manystream.cli.output import console, fresh_path, plain, print_subsets, say
-from manystream.data.loaders import TrainingData
+from manystream.data import TrainingData
 from manystream.evaluation.report import Run, write_report
 from manystream.memory.cost import measure_step
 from manystream.model import create_model

@@ -8,10 +8,10 @@ from rich.text import Text
 from manystream.cli.data_options import CheckDataOptions, ShowDataOptions
 from manystream.cli.output import console, fresh_path, say
 from manystream.cli.progress import progress_bar
-from manystream.data.looking import Report, check, contact_sheet
-from manystream.data.opening import identified, open_source
-from manystream.data.source import Source
-from manystream.data.survey import presence_summary
+from manystream.data.checks import Findings, check
+from manystream.data.contact_sheet import contact_sheet
+from manystream.data.opening import open_data
+from manystream.data.table import SampleTable
 from manystream.evaluation.strict_json import strict_json
 
 HURTS = 1
@@ -25,9 +25,9 @@ def show_data(options: ShowDataOptions) -> None:
     """Draw and write the contact sheet."""
     out = fresh_path(options.out)
     split = options.split or options.data.train_split
-    source = open_source(options.data, split, report=say)
-    title = f"{split}: {len(source.ids)} samples; {_absences(source)}"
-    sheet = contact_sheet(source, per_class=options.per_class, seed=options.seed, title=title)
+    table = open_data(options.data, [split], report=say)
+    title = f"{split}: {len(table)} samples; {_absences(table)}"
+    sheet = contact_sheet(table, per_class=options.per_class, seed=options.seed, title=title)
     out.parent.mkdir(parents=True, exist_ok=True)
     sheet.savefig(out, format="png", dpi=_DPI)
     say(f"{title}\ncontact sheet: {out}")
@@ -36,49 +36,39 @@ def show_data(options: ShowDataOptions) -> None:
 def check_data(options: CheckDataOptions) -> int:
     """Read everything, print and write what was found."""
     out = None if options.out is None else fresh_path(options.out)
-    with progress_bar("reading") as progress:
-        report = check(_sources(options), smallest_class=options.smallest_class, progress=progress)
-    _print_splits(report)
-    _print_findings(report)
+    splits = options.splits or [options.data.train_split, options.data.val_split]
+    table = open_data(options.data, splits, report=say)
+    with progress_bar("looking at images") as progress:
+        found = check(table, splits, smallest_class=options.smallest_class, progress=progress)
+    _print_splits(found)
+    _print_findings(found)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(strict_json(report.to_dict()) + "\n", encoding="utf-8")
+        out.write_text(strict_json(found.to_dict()) + "\n", encoding="utf-8")
         say(f"everything that was found: {out}")
-    return HURTS if report.harmful else 0
+    return HURTS if found.harmful else 0
 
 
-def _sources(options: CheckDataOptions) -> dict[str, Source]:
-    data = identified(options.data, say)
-    sources: dict[str, Source] = {}
-    streams = classes = None
-    for split in options.splits or [data.train_split, data.val_split]:
-        sources[split] = open_source(data, split, streams, classes, say)
-        streams, classes = sources[split].streams, sources[split].classes
-    return sources
-
-
-def _print_splits(report: Report) -> None:
-    names = list(
-        dict.fromkeys(name for split in report.splits.values() for name in split["absent"])
-    )
+def _print_splits(found: Findings) -> None:
+    names = list(dict.fromkeys(name for split in found.splits.values() for name in split["absent"]))
     table = Table("split")
     for column in ("samples", "images", *(f"without {name}" for name in names)):
         table.add_column(column, justify="right")
-    for name, split in report.splits.items():
+    for name, split in found.splits.items():
         absent = (str(split["absent"].get(stream, "")) for stream in names)
         table.add_row(name, str(split["samples"]), str(split["images"]), *absent)
     console.print(table)
 
 
-def _print_findings(report: Report) -> None:
-    if not report.findings:
+def _print_findings(found: Findings) -> None:
+    if not found.found:
         say("nothing was found")
         return
     table = Table("found", "how many", "hurts", show_lines=True)
     for column in ("where", "what"):
         table.add_column(column, overflow="fold")
-    for kind, count in report.counts().items():
-        findings = [finding for finding in report.findings if finding.kind == kind]
+    for kind, count in found.counts().items():
+        findings = [finding for finding in found.found if finding.kind == kind]
         first = findings[:_SHOWN]
         where = [" = ".join(finding.where[:_SHOWN]) for finding in first]
         if count > _SHOWN:
@@ -91,8 +81,6 @@ def _print_findings(report: Report) -> None:
     console.print(table)
 
 
-def _absences(source: Source) -> str:
-    lacks = [
-        f"{name} missing in {count}" for name, count in presence_summary(source).items() if count
-    ]
+def _absences(table: SampleTable) -> str:
+    lacks = [f"{name} missing in {count}" for name, count in table.absences().items() if count]
     return "; ".join(lacks) or "every stream present in all"

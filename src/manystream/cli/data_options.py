@@ -12,8 +12,8 @@ from manystream.data.options import DataOptions
 class PrepareOptions:
     """Write a data set once as arrays that need no decoding; --data.root then names its folder.
 
-    Only present images are stored, with labels, groups, statistics and checksums. What was
-    interrupted goes on when the same command is run again.
+    Only present images are stored, with labels, groups, statistics and checksums. A split is whole
+    or not there: one that was interrupted is written anew when the same command is run again.
 
     Raises:
         ValueError: if a number is out of its range.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from manystream.cli.output import say
-from manystream.data.loaders import TrainingData
+from manystream.data import TrainingData
 from manystream.data.sampler import own_sampler
 from manystream.model import StreamModel
 from manystream.training import FitOptions

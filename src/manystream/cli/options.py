@@ -9,8 +9,9 @@ import torch
 
 from manystream.choices import check_choices
 from manystream.data.image import MAX_PIXELS
-from manystream.data.options import DataOptions, OnError
-from manystream.data.units import LengthUnit
+from manystream.data.options import DataOptions
+from manystream.data.problems import OnError
+from manystream.data.streams import LengthUnit
 from manystream.evaluation import EvaluationOptions
 from manystream.model import create_model
 from manystream.models.families import family

@@ -124,6 +124,22 @@ def draw(
     )
 
 
+def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
+    """Random numbers of one sample in one epoch, whichever worker draws them.
+
+    Args:
+        seed: of the run; 0 or more, as are the others.
+        epoch: from 0.
+        index: number of the sample in its source.
+    """
+    return np.random.default_rng((seed, epoch, index))
+
+
+def frame_of(drawn: Draw, height: int, width: int) -> tuple[int, int, int, int, int]:
+    """Top, bottom, left and right of a drawn crop in an image's pixels, and 1 if it is flipped."""
+    return (*pixels(drawn.rows, height), *pixels(drawn.columns, width), int(drawn.flipped))
+
+
 def pixels(span: Span, length: int) -> tuple[int, int]:
     """First pixel of a span, and the one after its last; never empty."""
     first = min(round(span.start * length), length - 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -10,15 +9,8 @@ from typing import Literal
 from manystream.choices import check_choices
 from manystream.data.augmentation import Augmentation
 from manystream.data.image import MAX_PIXELS
-from manystream.data.source import StreamKind
-from manystream.data.units import LengthUnit
-
-Report = Callable[[str], None]
-"""Takes a line that the user should see."""
-
-OnError = Literal["raise", "skip"]
-
-AugmentOn = Literal["auto", "cpu", "device"]
+from manystream.data.problems import OnError
+from manystream.data.streams import LengthUnit, StreamKind
 
 Format = Literal["folder", "sun_rgbd", "nyu", "manifest", "prepared"]
 
@@ -55,8 +47,8 @@ class DataOptions:
     batch_size: int | Literal["auto"] = 64
     """Samples per batch; auto is for training on one GPU, the largest whose steps fit."""
     num_workers: int = 2
-    """Processes that read images; 0 reads in the main process. Images of a prepared set that are
-    augmented on the device need no decoding: threads read them, as many but at most 4."""
+    """Processes that read images; 0 reads in the main process. Images of a prepared set need no
+    decoding: for a GPU, threads read them, as many but at most 4."""
     on_error: OnError = "raise"
     """What bad input does: stop before training, or be skipped, counted and reported. Skipped, an
     unreadable image is absent, a row without a usable label is left out, and NaN or negative depth
@@ -85,25 +77,21 @@ class DataOptions:
     """Whether training samples are varied at random, all streams of a sample together."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     """How they are varied."""
-    augment_on: AugmentOn = "auto"
-    """Where images are resized, augmented and normalised: cpu (in the processes that read), device
-    (after the copy to the GPU, whole batches at once), or auto, device if there is a GPU. The same
-    is drawn for a sample in both places."""
 
     def __post_init__(self) -> None:
-        check_choices(self, "--data.")
+        check_choices(self)
         for name in ("image_size", "batch_size", "num_scenes", "max_pixels"):
             value = getattr(self, name)
             if value != "auto" and value < 1:
-                raise ValueError(f"--data.{name} is {value}; expected at least 1")
+                raise ValueError(f"{name} is {value}; expected at least 1")
         for name in ("num_workers", "split_seed"):
             if getattr(self, name) < 0:
-                raise ValueError(f"--data.{name} is {getattr(self, name)}; expected 0 or more")
+                raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more")
         if not 0 < self.val_share < 1:
-            raise ValueError(f"--data.val_share is {self.val_share}; expected between 0 and 1")
+            raise ValueError(f"val_share is {self.val_share}; expected between 0 and 1")
         names = self.streams
         if names is not None and (not names or len(set(names)) < len(names)):
-            raise ValueError(f"--data.streams is {names}; expected one or more, each once")
+            raise ValueError(f"streams is {names}; expected one or more, each once")
         self._check_streams_described()
 
     @property
@@ -114,13 +102,12 @@ class DataOptions:
             ValueError: if it is still to be found.
         """
         if self.batch_size == "auto":
-            raise ValueError("--data.batch_size is auto, which only `train` finds; name a number")
+            raise ValueError("batch_size is auto, which only `train` finds; name a number")
         return self.batch_size
 
     def _check_streams_described(self) -> None:
         for stream, unit in (self.units or {}).items():
             if (kind := (self.kinds or {}).get(stream, "depth")) != "depth":
                 raise ValueError(
-                    f"--data.units gives {stream} in {unit}, but --data.kinds says {kind}; "
-                    "only depth has a unit"
+                    f"units gives {stream} in {unit}, but kinds says {kind}; only depth has a unit"
                 )

@@ -10,58 +10,58 @@ from typing import NamedTuple
 import torch
 
 from manystream.data.problems import Problem
-from manystream.data.source import Source
+from manystream.data.table import SampleTable
 
 _SENSOR = re.compile(
     r"(?i)rgb|colou?r|gr[ae]y|depth|hha|thermal|infrared|lidar|radar|(?<![a-z])n?ir(?![a-z])"
 )
 
 
-def mismatches(source: Source) -> list[Problem]:
-    """What cannot have been meant about who has which stream.
+def mismatches(table: SampleTable) -> list[Problem]:
+    """Find what cannot have been meant about who has which stream.
 
     Streams of which no sample has another one as well; classes called like sensors, of streams that
     are not; and a class that lacks a stream, as if its folder were misspelt in it.
 
     Args:
-        source: the samples, whose ids end in the names of their files where these are ``class/id``.
+        table: the samples, whose ids end in the names of their files where these are ``class/id``.
     """
-    return [*_swapped(source), *_unpaired(source), *_misspelt(source)]
+    return [*_swapped(table), *_unpaired(table), *_misspelt(table)]
 
 
-def one_sided_classes(source: Source) -> dict[str, list[str]]:
-    """By the name of each class that has samples, the streams that it lacks and others have."""
+def one_sided_classes(table: SampleTable) -> dict[str, list[str]]:
+    """Return, by the name of each class with samples, the streams that it lacks and others have."""
     has = {
-        name: source.present[source.targets == number].any(dim=0)
-        for number, name in enumerate(source.classes)
-        if (source.targets == number).any()
+        name: table.present[table.targets == number].any(dim=0)
+        for number, name in enumerate(table.classes)
+        if (table.targets == number).any()
     }
-    used = source.present.any(dim=0)
-    lacks = {name: _names(source, used & ~of_class) for name, of_class in has.items()}
+    used = table.present.any(dim=0)
+    lacks = {name: _names(table, used & ~of_class) for name, of_class in has.items()}
     return {name: streams for name, streams in lacks.items() if streams}
 
 
-def _swapped(source: Source) -> Iterator[Problem]:
-    streams = [spec.name for spec in source.streams]
-    if all(map(_SENSOR.search, source.classes)) and not any(map(_SENSOR.search, streams)):
+def _swapped(table: SampleTable) -> Iterator[Problem]:
+    streams = [spec.name for spec in table.streams]
+    if all(map(_SENSOR.search, table.classes)) and not any(map(_SENSOR.search, streams)):
         yield Problem(
-            f"classes {', '.join(source.classes)}",
+            f"classes {', '.join(table.classes)}",
             f"they are called like sensors, and the streams {', '.join(streams)} are not: streams "
             "and classes seem to be swapped; expected <split>/<stream>/<class>/<id>.<ext>",
         )
 
 
-def _unpaired(source: Source) -> Iterator[Problem]:
-    present = source.present
+def _unpaired(table: SampleTable) -> Iterator[Problem]:
+    present = table.present
     several = present.sum(dim=1, keepdim=True) > 1
     alone = present.any(dim=0) & ~(present & several).any(dim=0)
-    used = _names(source, present.any(dim=0))
-    lonely = _names(source, alone)
+    used = _names(table, present.any(dim=0))
+    lonely = _names(table, alone)
     if len(used) < 2 or not lonely:
         return
     what = "no sample has two of them" if lonely == used else "no sample has another stream as well"
     pairs = [(a, b) for a, b in permutations(used, 2) if a in lonely or b in lonely]
-    cause = next(filter(None, (_renamed(source, a, b) for a, b in pairs)), "")
+    cause = next(filter(None, (_renamed(table, a, b) for a, b in pairs)), "")
     yield Problem(
         f"streams {', '.join(lonely)}",
         f"{what}{cause and ': '}{cause}; expected one name for all images of a sample, or one row "
@@ -69,13 +69,13 @@ def _unpaired(source: Source) -> Iterator[Problem]:
     )
 
 
-def _misspelt(source: Source) -> Iterator[Problem]:
+def _misspelt(table: SampleTable) -> Iterator[Problem]:
     told: set[frozenset[str]] = set()
-    for name, lacks in one_sided_classes(source).items():
-        has = [m for m, spec in enumerate(source.streams) if spec.name not in lacks]
-        stems = _stems_of(source, name)
-        for other in source.classes:
-            twins = stems & _stems_of(source, other, without=has)
+    for name, lacks in one_sided_classes(table).items():
+        has = [m for m, spec in enumerate(table.streams) if spec.name not in lacks]
+        stems = _stems_of(table, name)
+        for other in table.classes:
+            twins = stems & _stems_of(table, other, without=has)
             pair = frozenset((name, other))
             if other != name and pair not in told and len(twins) >= len(stems) / 2:
                 told.add(pair)
@@ -86,12 +86,12 @@ def _misspelt(source: Source) -> Iterator[Problem]:
                 )
 
 
-def _stems_of(source: Source, label: str, without: Sequence[int] = ()) -> set[str]:
-    """Names of a class's samples that have none of some streams."""
-    of_class = source.targets == source.classes.index(label)
-    lacking = ~source.present[:, list(without)].any(dim=1)
+def _stems_of(table: SampleTable, label: str, without: Sequence[int] = ()) -> set[str]:
+    """Return the names of a class's samples that have none of some streams."""
+    of_class = table.targets == table.classes.index(label)
+    lacking = ~table.present[:, list(without)].any(dim=1)
     chosen = (of_class & lacking).nonzero().flatten().tolist()
-    return {source.ids[i].rpartition("/")[2] for i in chosen}
+    return {table.ids[i].rpartition("/")[2] for i in chosen}
 
 
 class _Name(NamedTuple):
@@ -100,25 +100,25 @@ class _Name(NamedTuple):
     folder: str
     stem: str
 
+    def lower(self) -> _Name:
+        return self._replace(stem=self.stem.lower())
 
-def _renamed(source: Source, first: str, second: str) -> str:
-    """How the names of a stream differ from those of another; empty if that cannot be told."""
-    theirs, ours = (_stems(source, name) for name in (first, second))
+    def reversed(self) -> _Name:
+        return self._replace(stem=self.stem[::-1])
+
+
+def _renamed(table: SampleTable, first: str, second: str) -> str:
+    """Say how a stream's names differ from those of another; nothing if that cannot be told."""
+    theirs, ours = (_stems(table, name) for name in (first, second))
     enough = min(len(theirs), len(ours)) / 2
-    lower = {_Name(name.folder, name.stem.lower()) for name in theirs}
-    if sum(_Name(name.folder, name.stem.lower()) in lower for name in ours) >= enough:
+    lower = {name.lower() for name in theirs}
+    if sum(name.lower() in lower for name in ours) >= enough:
         return f"names differ in upper and lower case between {first} and {second}"
-    for where, step in (("begin", 1), ("end", -1)):
-        old, new = _prefixes([_turned(n, step) for n in theirs], [_turned(n, step) for n in ours])
-        known = {_turned(name, step) for name in theirs}
-        turned = [_turned(name, step) for name in ours]
-        found = sum(
-            name._replace(stem=old + name.stem[len(new) :]) in known
-            for name in turned
-            if name.stem.startswith(new)
-        )
-        if found >= enough:
-            return _difference(first, old[::step], second, new[::step], where)
+    if (found := _prefixes(theirs, ours, enough)) is not None:
+        return _difference(first, found[0], second, found[1], "begin")
+    theirs, ours = ([name.reversed() for name in names] for names in (theirs, ours))
+    if (found := _prefixes(theirs, ours, enough)) is not None:
+        return _difference(first, found[0][::-1], second, found[1][::-1], "end")
     return ""
 
 
@@ -131,32 +131,32 @@ def _difference(first: str, old: str, second: str, new: str, where: str) -> str:
     )
 
 
-def _prefixes(theirs: Sequence[_Name], ours: Sequence[_Name]) -> tuple[str, str]:
-    """What goes before the part that the first of ours shares with the likest of theirs."""
+def _prefixes(
+    theirs: Sequence[_Name], ours: Sequence[_Name], enough: float
+) -> tuple[str, str] | None:
+    """Find two prefixes, theirs and ours, by which enough of the names differ."""
     probe = ours[0]
     beside = [name for name in theirs if name.folder == probe.folder] or theirs
     shared = {name: _shared_end(name.stem, probe.stem) for name in beside}
     likest = max(beside, key=lambda name: (shared[name], -len(name.stem)))
-    length = shared[likest]
-    return likest.stem[: len(likest.stem) - length], probe.stem[: len(probe.stem) - length]
+    old, new = (x.stem[: len(x.stem) - shared[likest]] for x in (likest, probe))
+    known = set(theirs)
+    renamed = (x._replace(stem=old + x.stem[len(new) :]) for x in ours if x.stem.startswith(new))
+    return (old, new) if sum(name in known for name in renamed) >= enough else None
 
 
 def _shared_end(one: str, other: str) -> int:
-    """How many characters two texts have in common at their ends."""
+    """Count the characters that two texts have in common at their ends."""
     pairs = zip(reversed(one), reversed(other), strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
-def _turned(name: _Name, step: int) -> _Name:
-    return name._replace(stem=name.stem[::step])
-
-
-def _stems(source: Source, stream: str) -> list[_Name]:
-    number = [spec.name for spec in source.streams].index(stream)
-    chosen = source.present[:, number].nonzero().flatten().tolist()
-    split = (source.ids[i].rpartition("/") for i in chosen)
+def _stems(table: SampleTable, stream: str) -> list[_Name]:
+    number = [spec.name for spec in table.streams].index(stream)
+    chosen = table.present[:, number].nonzero().flatten().tolist()
+    split = (table.ids[i].rpartition("/") for i in chosen)
     return sorted(_Name(folder, stem) for folder, _, stem in split)
 
 
-def _names(source: Source, chosen: torch.Tensor) -> list[str]:
-    return [spec.name for spec, is_one in zip(source.streams, chosen, strict=True) if is_one]
+def _names(table: SampleTable, chosen: torch.Tensor) -> list[str]:
+    return [spec.name for spec, is_one in zip(table.streams, chosen, strict=True) if is_one]

@@ -31,7 +31,8 @@ def jitter_color(images: Tensor, factors: Tensor) -> Tensor:
     brightness, contrast, saturation = factors[:, :, None, None, None].unbind(1)
     images = (images * brightness).clamp_(0, 255)
     mean = _grey(images).mean(dim=(1, 2, 3), keepdim=True)
-    images = torch.lerp(mean, images, contrast).clamp_(0, 255)
+    # As lerp has it, which is three times as slow where one number meets an image.
+    images = images.sub_(mean).mul_(contrast).add_(mean).clamp_(0, 255)
     return torch.lerp(_grey(images), images, saturation).clamp_(0, 255)
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from manystream.data.source import StreamSpec
+from manystream.data.resampling import Size, crop_resize
 from manystream.data.statistics import StreamStatistics
+from manystream.data.streams import StreamSpec
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Preprocessing:
             )
 
     @property
-    def size(self) -> tuple[int, int]:
+    def size(self) -> Size:
         """Height and width in pixels."""
         both = self.image_size
         return (both, both) if isinstance(both, int) else both
@@ -74,52 +74,26 @@ class Preprocessing:
         )
 
 
-def check_images(images: Sequence[np.ndarray | None], streams: Sequence[StreamSpec]) -> None:
-    """Check that raw images are those of one sample of these streams.
+def resize(image: np.ndarray, spec: StreamSpec, size: Size) -> np.ndarray:
+    """Resize a whole image as training would, and keep its dtype; whole numbers are rounded.
 
     Args:
-        images: one per stream, shape (H, W, C); None where the stream is absent.
-        streams: the streams, M of them.
-
-    Raises:
-        ValueError: if the number of images or of their channels is not the streams'.
-    """
-    if len(images) != len(streams) or all(image is None for image in images):
-        names = [spec.name for spec in streams]
-        raise ValueError(
-            f"images has {len(images)} entries, {sum(x is not None for x in images)} of them "
-            f"present; expected one for each of {names}, None where absent, at least one present"
-        )
-    for image, spec in zip(images, streams, strict=True):
-        if image is not None and (image.ndim != 3 or image.shape[-1] != spec.channels):
-            raise ValueError(
-                f"the image of stream {spec.name!r} has shape {image.shape}; "
-                f"expected (H, W, {spec.channels})"
-            )
-
-
-def resize(image: np.ndarray, spec: StreamSpec, size: tuple[int, int]) -> Tensor:
-    """Stretch a raw image: depth to the nearest pixel, the rest bilinearly with antialiasing.
-
-    8-bit images are resized as such, which is several times as fast and rounds to whole numbers.
-
-    Args:
-        image: shape (H, W, C).
+        image: shape (H, W, C); uint8, uint16 or float32.
         spec: its stream.
         size: height and width of the result.
 
     Returns:
-        Shape (C, *size), float32, with the values as stored; never shares the image's memory.
+        Shape (*size, C), contiguous; never shares the image's memory.
     """
-    if image.shape[:2] == size:
-        return _channels_first(torch.from_numpy(np.array(image, order="C")))
-    if spec.kind == "depth":  # Blending a reading with a missing one would invent a distance.
-        rows, columns = (_nearest(*pair) for pair in zip(image.shape, size, strict=False))
-        return _channels_first(torch.from_numpy(image[rows][:, columns]))
-    stored = np.array(image, np.uint8 if image.dtype == np.uint8 else np.float32, order="C")
-    pixels = torch.from_numpy(stored).permute(2, 0, 1)[None]
-    resized = F.interpolate(pixels, size, mode="bilinear", antialias=True)[0]
-    return _channels_first(resized.permute(1, 2, 0))
+    whole = torch.tensor([[0, image.shape[0], 0, image.shape[1], 0]])
+    resized = crop_resize([as_tensor(image)], whole, size, nearest=spec.kind == "depth")
+    pixels = resized[0].permute(1, 2, 0).numpy()
+    return np.ascontiguousarray(pixels.round() if image.dtype.kind == "u" else pixels, image.dtype)
+
+
+def as_tensor(image: np.ndarray) -> Tensor:
+    """Wrap an array in a tensor; what cannot be written or is out of order is copied first."""
+    return torch.from_numpy(np.require(image, requirements=["C", "W", "A"]))
 
 
 def normalise(images: Tensor, spec: StreamSpec, statistics: StreamStatistics) -> Tensor:
@@ -135,18 +109,6 @@ def normalise(images: Tensor, spec: StreamSpec, statistics: StreamStatistics) ->
         return (images - mean).div_(std)
     readings = images.nan_to_num(0.0, 0.0, 0.0).clamp_(min=0)
     return (readings - mean).div_(std).mul_(readings.sign())
-
-
-def _channels_first(pixels: Tensor) -> Tensor:
-    """Turn (H, W, C) of any dtype into float32 (C, H, W)."""
-    return pixels.permute(2, 0, 1).contiguous().float()
-
-
-def _nearest(length: int, size: int) -> np.ndarray:
-    """Pixel of an axis that is nearest to each pixel of the result, as ``nearest-exact`` has it."""
-    scale = np.float32(length) / np.float32(size)
-    nearest = np.floor((np.arange(size, dtype=np.float32) + np.float32(0.5)) * scale)
-    return np.asarray(np.minimum(nearest, length - 1), np.int64)
 
 
 @lru_cache(maxsize=64)

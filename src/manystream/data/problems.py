@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
-from manystream.data.options import OnError, Report
+Report = Callable[[str], None]
+"""Takes a line that the user should see."""
+
+OnError = Literal["raise", "skip"]
 
 _SHOWN = 5
 
@@ -22,48 +26,41 @@ class Problem(NamedTuple):
     reason: str
 
 
-Settle = Callable[[Sequence[Problem]], None]
-"""Told of all problems of a kind at once; returns if they are to be skipped."""
+@dataclass(frozen=True)
+class Problems:
+    """What is done about bad input.
 
-
-def refuse(problems: Sequence[Problem]) -> None:
-    """Stop at any problem.
-
-    Raises:
-        ValueError: naming the first few, and how many there are.
-    """
-    if problems:
-        raise ValueError(listing("problems in the data", problems))
-
-
-def settling(
-    what: str, on_error: OnError, report: Report, *, skipped: str, option: str = "--data.on-error"
-) -> Settle:
-    """What to do about a kind of problem, as the user chose.
-
-    Args:
-        what: the kind, in the plural, for example ``"unreadable images"``.
+    Attributes:
         on_error: ``"raise"`` stops; ``"skip"`` reports and goes on.
         report: takes the lines.
-        skipped: what becomes of them then, for example ``"count as absent"``.
-        option: the option by which the user chooses.
     """
 
-    def settle(problems: Sequence[Problem]) -> None:
+    on_error: OnError = "raise"
+    report: Report = print
+
+    def settle(self, what: str, problems: Sequence[Problem], skipped: str) -> None:
+        """Stop, or tell and go on, if there are problems of a kind.
+
+        Args:
+            what: the kind, in the plural, for example ``"unreadable images"``.
+            problems: all of them.
+            skipped: what becomes of them if they are skipped, for example ``"count as absent"``.
+
+        Raises:
+            ValueError: if they are to stop the run; it names the first few, and their number.
+        """
         if not problems:
             return
         message = listing(what, problems)
-        if on_error == "raise":
+        if self.on_error == "raise":
             raise ValueError(
-                f"{message}\nmend or remove them; or with {option} skip they {skipped}"
+                f"{message}\nmend or remove them; or with on_error: skip they {skipped}"
             )
-        report(f"{message}\nskipped: they {skipped}")
-
-    return settle
+        self.report(f"{message}\nskipped: they {skipped}")
 
 
 def listing(what: str, problems: Sequence[Problem]) -> str:
-    """The first few problems, a line each, under their number."""
+    """Write the first few problems, a line each, under their number."""
     shown = [f"{printable(p.where)}: {printable(p.reason)}" for p in problems[:_SHOWN]]
     if len(problems) > _SHOWN:
         shown.append(f"… and {len(problems) - _SHOWN} more")
@@ -71,7 +68,7 @@ def listing(what: str, problems: Sequence[Problem]) -> str:
 
 
 def is_utf8(name: str) -> bool:
-    """Whether a name from the file system or a file is text that can be written again."""
+    """Tell whether a name from the file system or a file is text that can be written again."""
     try:
         name.encode("utf-8")
     except UnicodeEncodeError:  # Python keeps bytes that are no UTF-8 as lone surrogates.
@@ -80,7 +77,7 @@ def is_utf8(name: str) -> bool:
 
 
 def printable(name: str) -> str:
-    r"""A name with the bytes that are no UTF-8 as ``\xNN``.
+    r"""Write the bytes of a name that are no UTF-8 as ``\xNN``.
 
     Example:
         >>> print(printable("caf\udce9.png"))

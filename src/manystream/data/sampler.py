@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,23 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from manystream.data.dataset import SampleKey
-
 Selection = Callable[[Tensor], Tensor]
 """From the streams samples have to those they keep, both (B, M) bool; a modality dropout's draw."""
+
+
+@dataclass(frozen=True)
+class SampleKey:
+    """What a sampler asks of a data set.
+
+    Attributes:
+        index: number of the sample.
+        kept: for each stream, whether to read it.
+        epoch: epoch, which with the sample's number decides its augmentation.
+    """
+
+    index: int
+    kept: tuple[bool, ...]
+    epoch: int = 0
 
 
 class StreamBatchSampler(Sampler[list[SampleKey]]):

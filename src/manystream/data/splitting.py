@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import lgamma
 
 import numpy as np
+
+from manystream.data.problems import Report
+
+TRAIN, VAL, TRAINVAL, TEST = "train", "val", "trainval", "test"
+"""Splits of data sets that come with training and test only; val is held out of training, and
+trainval is all of it."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +54,52 @@ class HeldOut:
             )
         return np.asarray(chosen[member])
 
+    def divide(
+        self,
+        wanted: Sequence[str],
+        targets: Sequence[int],
+        groups: Sequence[str],
+        report: Report,
+    ) -> list[str]:
+        """Name the split of each sample of an official list, val being held out of training.
+
+        Says how much of validation training would have seen, and would have with a random draw.
+
+        Args:
+            wanted: the splits of this list that are asked for; nothing is held out unless train or
+                val is.
+            targets: class of each sample of the list.
+            groups: its group; an empty name is a group of its own.
+            report: takes the line.
+        """
+        if not {TRAIN, VAL} & set(wanted):
+            return [TEST if TEST in wanted else TRAIN] * len(targets)
+        held_out = self.draw(targets, groups)
+        if VAL in wanted:
+            report(_said(groups, held_out))
+        return [VAL if out else TRAIN for out in held_out]
+
+
+def by_official_list(splits: Sequence[str], lists: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return the splits that are asked for by the official list that they are made of.
+
+    Args:
+        splits: names of splits.
+        lists: the official list that each split is made of.
+
+    Raises:
+        ValueError: if there is no split of a name.
+    """
+    found: dict[str, list[str]] = {}
+    for split in splits:
+        if split not in lists:
+            raise ValueError(f"split={split!r} is none of these data; expected {', '.join(lists)}")
+        found.setdefault(lists[split], []).append(split)
+    return found
+
 
 def leak(groups: Sequence[str], held_out: np.ndarray) -> float:
-    """Share of the held-out samples whose group is in training too.
+    """Return the share of the held-out samples whose group is in training too.
 
     Args:
         groups: group of each of the N samples; an empty name is a group of its own.
@@ -62,7 +111,7 @@ def leak(groups: Sequence[str], held_out: np.ndarray) -> float:
 
 
 def random_leak(groups: Sequence[str], num_held_out: int) -> float:
-    r"""The expected :func:`leak` if single samples were held out at random.
+    r"""Return the :func:`leak` to expect if single samples were held out at random.
 
     A sample of a group of g does not leak if the g − 1 others are held out with it:
 
@@ -84,8 +133,20 @@ def random_leak(groups: Sequence[str], num_held_out: int) -> float:
     return 1 - float(np.mean(np.exp(np.array(safe) - _choices(total - 1, num_held_out - 1))))
 
 
+def _said(groups: Sequence[str], held_out: np.ndarray) -> str:
+    number, total = int(held_out.sum()), len(held_out)
+    drawn = f"val: {number} of {total} training samples ({number / total:.1%}) are held out"
+    if not any(groups):
+        return f"{drawn}, one by one: the data does not say which show the same scene"
+    by_chance = random_leak(groups, number)
+    return (
+        f"{drawn} by scene: {leak(groups, held_out):.1%} of them show a scene that is in training "
+        f"(drawn one by one it would be {by_chance:.1%})"
+    )
+
+
 def _choices(n: int, k: int) -> float:
-    """Logarithm of the binomial coefficient; of 0 outside 0 ≤ k ≤ n."""
+    """Return the logarithm of the binomial coefficient; of 0 outside 0 ≤ k ≤ n."""
     if not 0 <= k <= n:
         return -np.inf
     return lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1)
@@ -96,7 +157,7 @@ def _distinct(groups: Sequence[str]) -> np.ndarray:
 
 
 def _count(targets: Sequence[int], groups: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Samples of each group and class, shape (G, classes), and each sample's group number."""
+    """Count samples by group and class, (G, classes), and number each sample's group, (N,)."""
     names, member = np.unique(_distinct(groups), return_inverse=True)
     counts = np.zeros((len(names), max(targets) + 1), dtype=np.int64)
     np.add.at(counts, (member, np.asarray(targets)), 1)

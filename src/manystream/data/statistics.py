@@ -8,7 +8,7 @@ from functools import reduce
 
 import numpy as np
 
-from manystream.data.source import StreamSpec
+from manystream.data.streams import StreamSpec
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Moments:
     m2: np.ndarray
 
     def statistics(self) -> StreamStatistics:
-        """Mean and standard deviation; 0 and 1 where nothing was counted, 1 for a constant."""
+        """Return mean and deviation: 0 and 1 where nothing was counted; 1 for a constant's."""
         std = np.sqrt(self.m2 / np.maximum(self.count, 1))
         # Exactly 0 for a constant: float64 sums of up to 2**29 equal float32 values do not round.
         std[std == 0] = 1
@@ -47,7 +47,7 @@ class Moments:
 
 
 def image_moments(pixels: np.ndarray, spec: StreamSpec) -> Moments:
-    """Moments of one image; in a ``"depth"`` stream only readings count: finite and above 0.
+    """Sum up one image; in a ``"depth"`` stream only readings count: finite and above 0.
 
     Args:
         pixels: shape (H, W, C).
@@ -59,7 +59,7 @@ def image_moments(pixels: np.ndarray, spec: StreamSpec) -> Moments:
 
 
 def merge_moments(parts: Iterable[Moments], num_channels: int) -> Moments:
-    """Moments of all parts' pixels together; counts are 0 if there is no part.
+    """Join the moments of all parts' pixels together; counts are 0 if there is no part.
 
     Source: Chan, Golub, LeVeque, "Algorithms for computing the sample variance", 1983, eq. 2.1.
     """

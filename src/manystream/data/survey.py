@@ -1,176 +1,217 @@
-"""The one-time survey of a data set: decode every image, measure it, and note what is damaged."""
+"""One look at every image: can it be read, its size, its statistics, a digest of its pixels.
+
+What was seen is kept in the user's cache folder, image by image, so that training, checks and
+prepared sets look once together, and again only at what has changed.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+import hashlib
+import json
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from manystream.data.image import UnreadableImageError
-from manystream.data.source import Source, StreamSpec, read_with_dtype
 from manystream.data.statistics import Moments, StreamStatistics, image_moments, merge_moments
+from manystream.data.streams import StreamSpec
+from manystream.data.table import SampleTable
 
 Progress = Callable[[int, int], None]
 """Called after each image with how many are done and how many there are."""
 
-Found = TypeVar("Found")
+Image = tuple[int, int]
+"""An image by the numbers of its sample and of its stream."""
+
+_VERSION = 1
 
 
-@dataclass(frozen=True)
-class UnreadableFile:
-    """An image that cannot be trained on as it is, and why."""
-
-    path: Path
-    reason: str
-
-
-@dataclass(frozen=True)
-class Survey:
-    """What one pass over a source's images found.
+class Look(NamedTuple):
+    """One image as it was seen.
 
     Attributes:
-        statistics: one per stream, over its readable images.
-        unreadable: damaged files, and files whose channels, dtype, values or aspect ratio do not
-            fit their stream or sample.
-        odd_depth: files of depth with pixels that are NaN, infinite or negative. They count as no
-            reading.
+        problem: why it cannot be used; empty if it can.
+        doubt: which of its pixels cannot be used; empty if all can.
+        dtype: of the values in its file.
+        size: height and width.
+        digest: the same for two images if and only if they have the same pixels.
+        constant: the one value that all pixels have; None if they differ.
+        moments: count, mean and squared deviations of each channel's pixels.
     """
 
-    statistics: tuple[StreamStatistics, ...]
-    unreadable: tuple[UnreadableFile, ...]
-    odd_depth: tuple[UnreadableFile, ...] = ()
-
-    @property
-    def unreadable_paths(self) -> set[Path]:
-        """What ``without`` of a source of files takes."""
-        return {file.path for file in self.unreadable}
-
-
-def presence_summary(source: Source) -> dict[str, int]:
-    """How many samples lack each stream, by the stream's name."""
-    absent = (~source.present).sum(dim=0).tolist()
-    return {spec.name: count for spec, count in zip(source.streams, absent, strict=True)}
+    problem: str = ""
+    doubt: str = ""
+    dtype: str = ""
+    size: tuple[int, int] = (0, 0)
+    digest: str = ""
+    constant: float | None = None
+    moments: Moments | None = None
 
 
-def survey(
-    source: Source,
-    *,
-    limit: int | None = None,
-    same_view: bool = False,
-    progress: Progress | None = None,
-) -> Survey:
-    """Decode every present image once, in threads.
+Looks = Mapping[Image, Look]
+"""What was seen of each present image, in the table's order."""
 
-    In a ``"depth"`` stream only readings count: finite and above 0. Elsewhere every pixel counts,
-    and an image with a NaN or an infinity is unreadable. A stream's dtype is the one most of its
-    images have. The result does not depend on the order in which threads finish.
+Kept = dict[str, tuple[str, Look]]
+"""What is kept of a data set: by a name for each image, its stamp and what was seen."""
+
+
+def look_at(
+    table: SampleTable, *, limit: int | None = None, progress: Progress | None = None
+) -> dict[Image, Look]:
+    """Read every present image once, in threads, but for those that were seen before.
 
     Args:
-        source: the data set; a ``path(index, stream)`` method, where it has one, names its files.
-        limit: look at this many samples only, evenly spaced over the source.
-        same_view: whether the images of a sample are all unreadable if they differ in aspect ratio.
-        progress: called after each image with the number done and the number to do.
-
-    Returns:
-        Statistics per stream (mean 0, standard deviation 1 where nothing could be counted) and
-        the unreadable files in the source's order.
+        table: the samples.
+        limit: look at this many samples only, evenly spaced over the table.
+        progress: called after each image that is read with the number done and the number to do.
 
     Raises:
         ValueError: if ``limit`` is below 1.
     """
-    images = decode_all(partial(_examine, source), _present_images(source, limit), progress)
-    dtypes = usual_dtypes([(image.stream, image.dtype) for image in images])
-    images = [_with_dtype_checked(image, dtypes.get(image.stream, "")) for image in images]
+    images = _present_images(table, limit)
+    file = _cache_file(table)
+    kept = {} if file is None else _load(file)
+    names = {image: _name(table, *image) for image in images} if file is not None else {}
+    looks = {
+        image: kept[name.image][1]
+        for image, name in names.items()
+        if name.image in kept and kept[name.image][0] == name.stamp
+    }
+    todo = [image for image in images if image not in looks]
+    looks |= zip(todo, _look_at_each(table, todo, progress), strict=True)
+    if file is not None and todo:
+        # What could not be used may be mended without a trace, as by other rights.
+        new = [(names[image], looks[image]) for image in todo if not looks[image].problem]
+        _save(file, kept | {name.image: (name.stamp, look) for name, look in new})
+    return {image: looks[image] for image in images}
+
+
+def unusable(table: SampleTable, looks: Looks, *, same_view: bool = False) -> dict[Image, str]:
+    """Return the images that cannot be used, and why.
+
+    Besides those that cannot be read or do not fit their stream, images with another dtype than
+    most of their stream, and those of samples that cannot show the same view.
+
+    Args:
+        table: the samples.
+        looks: what was seen of them.
+        same_view: whether the images of a sample are all unusable if they differ in aspect ratio.
+    """
+    found = {image: look.problem for image, look in looks.items() if look.problem}
+    found |= other_dtypes(table, looks)
     if same_view:
-        images = _with_view_checked(images)
-    return Survey(
-        tuple(_stream_statistics(images, m, spec) for m, spec in enumerate(source.streams)),
-        tuple(UnreadableFile(image.path, image.problem) for image in images if image.problem),
-        tuple(
-            UnreadableFile(image.path, image.doubt)
-            for image in images
-            if image.doubt and not image.problem
-        ),
+        usable = {image: look for image, look in looks.items() if image not in found}
+        found |= {
+            image: f"the images of its sample differ in aspect ratio ({sizes}); if they may, "
+            "switch same_view off"
+            for image, sizes in mixed_views(usable).items()
+        }
+    return {image: found[image] for image in looks if image in found}
+
+
+def other_dtypes(table: SampleTable, looks: Looks) -> dict[Image, str]:
+    """Return readable images with other numbers than most of their stream, as 8 bits among 16."""
+    usable = {image: look for image, look in looks.items() if not look.problem}
+    counts = [Counter(look.dtype for (_, m), look in usable.items() if m == s) for s in _all(table)]
+    usual = [of_stream.most_common(1)[0][0] if of_stream else "" for of_stream in counts]
+    return {
+        image: f"it has {look.dtype} values; expected {usual[image[1]]} as in most of its stream"
+        for image, look in usable.items()
+        if look.dtype != usual[image[1]]
+    }
+
+
+def mixed_views(looks: Looks) -> dict[Image, str]:
+    """Return images of samples that differ in aspect ratio, and what the sizes are."""
+    by_sample: dict[int, list[Image]] = defaultdict(list)
+    for image, look in looks.items():
+        if not look.problem:
+            by_sample[image[0]].append(image)
+    return {
+        image: ", ".join(f"{width}x{height}" for height, width in sizes)
+        for images in by_sample.values()
+        if not _one_view(sizes := [looks[image].size for image in images])
+        for image in images
+    }
+
+
+def statistics(
+    table: SampleTable, looks: Looks, samples: Iterable[int] | None = None
+) -> tuple[StreamStatistics, ...]:
+    """Return each stream's mean and standard deviation over images, whatever their order.
+
+    In a ``"depth"`` stream only readings count: finite and above 0. Where nothing could be counted
+    the mean is 0 and the deviation 1.
+
+    Args:
+        table: the samples.
+        looks: what was seen of them.
+        samples: numbers of those that count; all by default. An image counts where the table has
+            it: take unusable ones out first.
+    """
+    counted = set(range(len(table)) if samples is None else samples)
+    return tuple(
+        merge_moments(
+            (
+                look.moments
+                for (i, stream), look in looks.items()
+                if stream == m and i in counted and look.moments is not None
+            ),
+            table.streams[m].channels,
+        ).statistics()
+        for m in _all(table)
     )
 
 
-class _Image(NamedTuple):
-    """One image as the survey saw it; ``problem`` is empty where it is usable.
-
-    ``doubt`` says which of its pixels are not, ``size`` is height and width.
-    """
-
-    sample: int
-    stream: int
-    path: Path
-    dtype: str = ""
-    size: tuple[int, int] = (0, 0)
-    moments: Moments | None = None
-    problem: str = ""
-    doubt: str = ""
-
-    def refused(self, problem: str) -> _Image:
-        """The same image, not to be used."""
-        return self._replace(moments=None, problem=problem)
+def _all(table: SampleTable) -> range:
+    return range(len(table.columns))
 
 
-def _present_images(source: Source, limit: int | None) -> list[tuple[int, int]]:
+def _present_images(table: SampleTable, limit: int | None) -> list[Image]:
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit}; expected at least 1 sample, or None for all")
-    total = len(source.ids)
+    total = len(table)
     chosen = np.unique(np.linspace(0, total - 1, min(limit or total, total)).round().astype(int))
-    present = source.present[chosen].nonzero().tolist()
-    return [(int(chosen[row]), stream) for row, stream in present]
+    return [(int(chosen[row]), m) for row, m in table.present[chosen].nonzero().tolist()]
 
 
-def decode_all(
-    examine: Callable[[int, int], Found],
-    wanted: Sequence[tuple[int, int]],
-    progress: Progress | None,
-) -> list[Found]:
-    """What threads find in images, given by sample and stream; in the order of these."""
-    found = []
+def _look_at_each(
+    table: SampleTable, images: Sequence[Image], progress: Progress | None
+) -> list[Look]:
+    found: list[Look] = []
     with ThreadPoolExecutor() as pool:  # Decoders release the GIL.
-        for one in pool.map(lambda pair: examine(*pair), wanted):
-            found.append(one)
+        for seen in pool.map(lambda image: _look(table, *image), images):
+            found.append(seen)
             if progress is not None:
-                progress(len(found), len(wanted))
+                progress(len(found), len(images))
     return found
 
 
-def _examine(source: Source, index: int, stream: int) -> _Image:
-    spec, path = source.streams[stream], _path(source, index, stream)
+def _look(table: SampleTable, sample: int, stream: int) -> Look:
+    """Read one image, and note what is to be known of it."""
+    column = table.columns[stream]
     try:
-        pixels, dtype = read_with_dtype(source, index, stream)
+        pixels, dtype = column.read(column.cells[sample])
     except UnreadableImageError as error:
-        return _Image(index, stream, path, problem=error.reason or str(error))
-    if problem := _misfit(pixels, spec):
-        return _Image(index, stream, path, problem=problem)
-    size, moments = (pixels.shape[0], pixels.shape[1]), image_moments(pixels, spec)
-    doubt = _doubt(pixels, spec)
-    return _Image(index, stream, path, dtype, size, moments, doubt=doubt)
-
-
-def _path(source: Source, index: int, stream: int) -> Path:
-    path = getattr(source, "path", None)
-    if path is None:
-        return Path(source.streams[stream].name) / source.ids[index]
-    return Path(path(index, stream))
+        return Look(error.reason or str(error))
+    size, digest = (pixels.shape[0], pixels.shape[1]), _digest(pixels)
+    if problem := _misfit(pixels, column.spec):
+        return Look(problem, dtype=dtype, size=size, digest=digest)
+    moments = image_moments(pixels, column.spec)
+    doubt = _doubt(pixels, column.spec)
+    return Look("", doubt, dtype, size, digest, _constant(pixels), moments)
 
 
 def _misfit(pixels: np.ndarray, spec: StreamSpec) -> str:
     if pixels.shape[-1] != spec.channels:
-        return (
-            f"expected {spec.channels} channels for stream {spec.name!r}, found {pixels.shape[-1]}"
-        )
+        return f"it has {pixels.shape[-1]} channels; expected {spec.channels}"
     if spec.kind != "depth" and not np.isfinite(pixels).all():
-        return f"expected finite values for stream {spec.name!r}, found NaN or infinity"
+        return "it has values that are NaN or infinite"
     return ""
 
 
@@ -183,56 +224,87 @@ def _doubt(pixels: np.ndarray, spec: StreamSpec) -> str:
     return f"{odd} of {pixels.size} depth values are NaN, infinite or negative; 0 is no reading"
 
 
-def usual_dtypes(images: Iterable[tuple[int, str]]) -> dict[int, str]:
-    """The dtype that most images of each stream have.
-
-    Args:
-        images: number of the stream and dtype of each; empty where it could not be read.
-    """
-    counts: dict[int, Counter[str]] = {}
-    for stream, dtype in images:
-        if dtype:
-            counts.setdefault(stream, Counter())[dtype] += 1
-    return {stream: of_stream.most_common(1)[0][0] for stream, of_stream in counts.items()}
+def _digest(pixels: np.ndarray) -> str:
+    digest = hashlib.blake2b(f"{pixels.shape} {pixels.dtype}".encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(pixels).data)
+    return digest.hexdigest()
 
 
-def _with_dtype_checked(image: _Image, usual: str) -> _Image:
-    if image.problem or image.dtype == usual:
-        return image
-    problem = f"expected {usual} values as in most of its stream, found {image.dtype}"
-    return image.refused(problem)
-
-
-def _with_view_checked(images: Sequence[_Image]) -> list[_Image]:
-    sizes: dict[int, list[tuple[int, int]]] = {}
-    for image in images:
-        if not image.problem:
-            sizes.setdefault(image.sample, []).append(image.size)
-    mixed = {sample: of for sample, of in sizes.items() if not _one_view(of)}
-    return [
-        image.refused(_mixed(mixed[image.sample]))
-        if image.sample in mixed and not image.problem
-        else image
-        for image in images
-    ]
+def _constant(pixels: np.ndarray) -> float | None:
+    first = pixels.flat[0]
+    return float(first) if (pixels == first).all() else None
 
 
 def _one_view(sizes: Sequence[tuple[int, int]]) -> bool:
-    """Whether all sizes have one aspect ratio, but for a pixel of rounding in each direction."""
+    """Tell whether sizes have one aspect ratio, but for a pixel of rounding in each direction."""
     height, width = sizes[0]
     return all(abs(h * width - w * height) <= height + width for h, w in sizes[1:])
 
 
-def _mixed(sizes: Sequence[tuple[int, int]]) -> str:
-    listed = ", ".join(f"{width}x{height}" for height, width in sizes)
-    return (
-        f"the images of its sample differ in aspect ratio ({listed}); if they may, "
-        "switch same_view off"
-    )
+def cache_folder() -> Path | None:
+    """Return where caches are to be, by the XDG base directory specification; None if nowhere."""
+    chosen = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    try:
+        base = chosen if chosen.is_absolute() else Path("~/.cache").expanduser()
+    except RuntimeError:  # A user without a home, as in some containers.
+        return None
+    return base / "manystream"
 
 
-def _stream_statistics(images: Sequence[_Image], stream: int, spec: StreamSpec) -> StreamStatistics:
-    parts = [
-        image.moments for image in images if image.stream == stream and image.moments is not None
-    ]
-    return merge_moments(parts, spec.channels).statistics()
+def _cache_file(table: SampleTable) -> Path | None:
+    """Return the file for what is seen of a data set; None if nothing is to be kept of it."""
+    root, folder = table.columns[0].storage.root, cache_folder()
+    if root is None or folder is None:
+        return None
+    return folder / "survey" / f"{_hashed(str(root.resolve()))}.json"
+
+
+class _Name(NamedTuple):
+    """What an image is called in the cache, and what changes whenever it may have changed."""
+
+    image: str
+    stamp: str
+
+
+def _name(table: SampleTable, sample: int, stream: int) -> _Name:
+    column, spec = table.columns[stream], table.columns[stream].spec
+    cell = column.cells[sample]
+    image = column.storage.path(cell), spec.channels, spec.kind, spec.unit, column.decode
+    return _Name(_hashed(image), _hashed(column.storage.stamp(cell)))
+
+
+def _hashed(what: object) -> str:
+    text = repr(what).encode("utf-8", "surrogateescape")
+    return hashlib.blake2b(text, digest_size=12).hexdigest()
+
+
+def _load(file: Path) -> Kept:
+    try:
+        kept = json.loads(file.read_text(encoding="utf-8"))[str(_VERSION)]
+        return {name: (stamp, _unpacked(values)) for name, (stamp, values) in kept.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}  # None kept yet, of another version, or damaged: look again.
+
+
+def _save(file: Path, kept: Kept) -> None:
+    content = {name: (stamp, _packed(look)) for name, (stamp, look) in kept.items()}
+    # Ranks may look at once: each writes its own file, and the last one to finish takes the name.
+    partial = file.with_suffix(f".{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps({_VERSION: content}, separators=(",", ":")), "utf-8")
+        partial.replace(file)
+    except OSError:  # A disk that is full or cannot be written to: look again the next time.
+        return
+
+
+def _packed(look: Look) -> list[Any]:
+    moments = look.moments
+    assert moments is not None
+    return [*look[:-1], [moments.count.tolist(), moments.mean.tolist(), moments.m2.tolist()]]
+
+
+def _unpacked(values: list[Any]) -> Look:
+    problem, doubt, dtype, (height, width), digest, constant, moments = values
+    sums = Moments(*np.array(moments, np.float64))
+    return Look(problem, doubt, dtype, (height, width), digest, constant, sums)

@@ -1,129 +1,136 @@
-"""From raw images to model-ready tensors on the host: as they are, or augmented, all as one."""
+"""From images as stored to a batch for the network: crop, resize, vary, normalise.
+
+A whole batch at once, in the process that reads it or on a GPU. What is drawn at random has been
+drawn sample by sample before, so it is the same in both places; values agree to rounding, of images
+of 8 bits to one level.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
-from manystream.data.augmentation import Augmentation, Draw, draw, pixels
+from manystream.batch import StreamBatch
+from manystream.data.augmentation import Draw
 from manystream.data.photometry import disturb_depth, jitter_color
-from manystream.data.preprocessing import Preprocessing, check_images, normalise, resize
-from manystream.data.source import StreamSpec
-from manystream.presence import upload
+from manystream.data.preprocessing import Preprocessing, as_tensor, normalise, resize
+from manystream.data.resampling import Size, channels_first, crop_resize
+from manystream.data.streams import StreamSpec
+from manystream.presence import Presence, upload
+
+# Pixels of the result that are prepared at once. On the CPU an image or a few, so that what lies in
+# between stays in its cache; on a GPU fewer would take longer to launch than to run, and more would
+# need memory beside the network's.
+_AT_ONCE_ON_CPU, _AT_ONCE_ON_GPU = 1 << 16, 1 << 23
+
+# An image with more pixels than as many of the network's would take longer to travel than to be
+# resized where it was decoded; 640 × 480 for 224 × 224 is six.
+_MOST_FOR_EACH_PIXEL = 8
 
 
-class Transform(Protocol):
-    """Prepares the images of one sample; :class:`EvalTransform` and :class:`TrainTransform`."""
+@dataclass(frozen=True, eq=False)
+class RawBatch:
+    """Images as stored, and what was drawn for them.
 
-    @property
-    def preprocessing(self) -> Preprocessing: ...
-
-    def draw(self, sizes: Sequence[tuple[int, int]], rng: np.random.Generator) -> Draw:
-        """Draw what is to happen to one sample.
-
-        Args:
-            sizes: height and width of each image that is present.
-            rng: this sample's random numbers, see :func:`sample_rng`.
-        """
-        ...
-
-    def __call__(
-        self, images: Sequence[np.ndarray | None], rng: np.random.Generator
-    ) -> list[Tensor | None]:
-        """Prepare one sample.
-
-        Args:
-            images: one per stream, shape (H, W, C); None where the stream is absent.
-            rng: this sample's random numbers, see :func:`sample_rng`.
-
-        Returns:
-            One per stream, shape (C, *image_size), float32; None where the stream is absent.
-
-        Raises:
-            ValueError: if the number of images or of their channels is not the streams'.
-        """
-        ...
-
-
-def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """Random numbers of one sample in one epoch, whichever worker draws them.
-
-    Args:
-        seed: of the run; 0 or more, as are the others.
-        epoch: from 0.
-        index: number of the sample in its source.
-    """
-    return np.random.default_rng((seed, epoch, index))
-
-
-class EvalTransform:
-    """Resize the whole image to ``image_size`` and normalise.
-
-    Nothing is cut off; an image of another aspect ratio is stretched, as it is in training.
-    Depth is resized to the nearest pixel, the rest bilinearly with antialiasing. After
-    normalisation a depth pixel without a reading (not above 0, or not finite) is exactly 0.
+    Attributes:
+        images: the present rows of each stream in their stored dtype and in sorted order: B_m of
+            (H, W, C) as they were read, or one (B_m, H, W, C).
+        frames: where each image is to be cut, and whether it is to be flipped, shape (B_m, 5):
+            top, bottom, left, right, 0 or 1; None where all are taken as they are.
+        draws: what was drawn for each sample, in the caller's order.
+        presence: who has which stream.
+        target: of each sample, in the caller's order.
+        ids: name of each sample, in the caller's order, for messages.
     """
 
-    def __init__(self, preprocessing: Preprocessing) -> None:
-        self.preprocessing = preprocessing
+    images: tuple[Tensor | list[Tensor], ...]
+    frames: tuple[Tensor | None, ...]
+    draws: tuple[Draw, ...]
+    presence: Presence
+    target: Any
+    ids: tuple[str, ...]
 
-    def draw(
-        self, sizes: Sequence[tuple[int, int]], rng: np.random.Generator | None = None
-    ) -> Draw:
-        """Draw nothing."""
-        return Draw()
+    def to(self, device: torch.device) -> RawBatch:
+        """Bring images, frames and target to a device, without waiting for it."""
+        return self._map(lambda x: x.to(device, non_blocking=True))
 
-    def __call__(
-        self, images: Sequence[np.ndarray | None], rng: np.random.Generator | None = None
-    ) -> list[Tensor | None]:
-        """Prepare one sample as :class:`Transform` says; ``rng`` is not used."""
-        return _prepare_sample(images, self.preprocessing, Draw())
+    def pin_memory(self) -> RawBatch:
+        """Move images, frames and target to page-locked memory."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> RawBatch:
+        parts = (self.images, self.frames, self.target)
+        images, frames, target = tree_map_only(Tensor, function, parts)
+        return replace(self, images=images, frames=frames, target=target)
 
 
-class TrainTransform:
-    """Random resized crop and flip, the same for all streams; color jitter; normalise.
-
-    The crop is one box in fractions of each image's own size. All ``"color"`` streams of a sample
-    get the same jitter, all ``"depth"`` streams the same scale and holes; what is drawn does not
-    depend on which streams are present.
+def prepare(raw: RawBatch, preprocessing: Preprocessing) -> StreamBatch:
+    """Turn a batch as stored into one for the network, on the device it is on.
 
     Args:
+        raw: the batch; for a GPU as :func:`packed` made it.
         preprocessing: size, streams and statistics.
-        augmentation: how samples are varied.
+
+    Returns:
+        Streams of shape (B_m, C_m, *size), float32.
     """
-
-    def __init__(
-        self, preprocessing: Preprocessing, augmentation: Augmentation | None = None
-    ) -> None:
-        self.preprocessing = preprocessing
-        self.augmentation = augmentation or Augmentation()
-
-    def draw(self, sizes: Sequence[tuple[int, int]], rng: np.random.Generator) -> Draw:
-        """Draw one sample's augmentation as :func:`manystream.data.augmentation.draw` does."""
-        return draw(self.augmentation, sizes, rng)
-
-    def __call__(
-        self, images: Sequence[np.ndarray | None], rng: np.random.Generator
-    ) -> list[Tensor | None]:
-        """Prepare one sample as :class:`Transform` says."""
-        check_images(images, self.preprocessing.streams)
-        drawn = self.draw([image.shape[:2] for image in images if image is not None], rng)
-        return _prepare_sample(images, self.preprocessing, drawn)
+    streams = tuple(_prepare_stream(raw, m, preprocessing) for m in range(len(raw.images)))
+    return StreamBatch(streams, raw.presence, target=raw.target, ids=raw.ids)
 
 
-def photometric(images: Tensor, spec: StreamSpec, draws: Sequence[Draw], stream: int) -> Tensor:
-    """Change the values of one stream's images as was drawn.
+def packed(raw: RawBatch, preprocessing: Preprocessing) -> RawBatch:
+    """Make one tensor of each stream's images, to travel to a GPU and be prepared there.
+
+    Images smaller than the others are filled up at the bottom and right. One with more than eight
+    times the network's pixels is cut and resized here, to just what the network is to see.
 
     Args:
-        images: shape (B, C, H, W), float32, in stored units.
-        spec: the stream.
-        draws: one for each image.
-        stream: its number.
+        raw: a batch as it was read.
+        preprocessing: size and streams.
     """
+    pairs = [
+        _pack(images, frames, spec, preprocessing.size)
+        for images, frames, spec in zip(raw.images, raw.frames, preprocessing.streams, strict=True)
+    ]
+    images, frames = zip(*pairs, strict=True)
+    return replace(raw, images=images, frames=frames)
+
+
+def _prepare_stream(raw: RawBatch, stream: int, preprocessing: Preprocessing) -> Tensor:
+    spec, images, frames = preprocessing.streams[stream], raw.images[stream], raw.frames[stream]
+    draws = [raw.draws[b] for b in raw.presence.samples(stream).tolist()]
+    device = images.device if isinstance(images, Tensor) else torch.device("cpu")
+    shape = (len(images), spec.channels, *preprocessing.size)
+    prepared = torch.empty(shape, dtype=torch.float32, device=device)
+    pixels = _AT_ONCE_ON_CPU if device.type == "cpu" else _AT_ONCE_ON_GPU
+    at_once = max(1, pixels // (shape[2] * shape[3]))
+    for first in range(0, len(images), at_once):
+        rows = slice(first, first + at_once)
+        framed = _frame(images[rows], None if frames is None else frames[rows], spec, shape[2:])
+        changed = _vary(framed, spec, draws[rows], stream)
+        prepared[rows] = normalise(changed, spec, preprocessing.statistics[stream])
+    return prepared
+
+
+def _frame(
+    images: Tensor | list[Tensor], frames: Tensor | None, spec: StreamSpec, size: Size
+) -> Tensor:
+    """Cut, resize and flip as drawn; (B, C, *size), float32."""
+    if frames is None:
+        assert isinstance(images, Tensor), "only a packed batch is taken as it is"
+        return channels_first(images)
+    # Blending a reading of depth with a missing one would invent a distance.
+    return crop_resize(images, frames, size, nearest=spec.kind == "depth")
+
+
+def _vary(images: Tensor, spec: StreamSpec, draws: Sequence[Draw], stream: int) -> Tensor:
+    """Change values as drawn: all color of a sample alike, and all depth."""
     if spec.kind == "color" and any(drawn.color for drawn in draws):
         factors = torch.tensor([drawn.color or (1.0, 1.0, 1.0) for drawn in draws])
         return jitter_color(images, upload(factors, images.device))
@@ -132,25 +139,43 @@ def photometric(images: Tensor, spec: StreamSpec, draws: Sequence[Draw], stream:
     return images
 
 
-def _prepare_sample(
-    images: Sequence[np.ndarray | None], preprocessing: Preprocessing, drawn: Draw
-) -> list[Tensor | None]:
-    check_images(images, preprocessing.streams)
-    return [
-        None if image is None else _prepare(image, stream, preprocessing, drawn)
-        for stream, image in enumerate(images)
-    ]
+def _pack(
+    images: Tensor | list[Tensor], frames: Tensor | None, spec: StreamSpec, size: Size
+) -> tuple[Tensor, Tensor | None]:
+    if frames is None:
+        return _stack(images), None
+    large = [_is_large(image, size) for image in images]
+    if any(large):
+        pairs = [
+            _fit(image, frame, spec, size) if is_large else (image, frame)
+            for image, frame, is_large in zip(images, frames, large, strict=True)
+        ]
+        images, frames = [image for image, _ in pairs], torch.stack([frame for _, frame in pairs])
+    as_they_are = bool((frames == torch.tensor([0, size[0], 0, size[1], 0])).all())
+    return _stack(images), None if as_they_are else frames
 
 
-def _prepare(image: np.ndarray, stream: int, preprocessing: Preprocessing, drawn: Draw) -> Tensor:
-    spec = preprocessing.streams[stream]
-    resized = resize(_crop(image, drawn), spec, preprocessing.size)[None]
-    framed = resized.flip(-1) if drawn.flipped else resized
-    changed = photometric(framed, spec, [drawn], stream)
-    return normalise(changed, spec, preprocessing.statistics[stream])[0]
+def _is_large(image: Tensor, size: Size) -> bool:
+    return image.shape[0] * image.shape[1] > _MOST_FOR_EACH_PIXEL * size[0] * size[1]
 
 
-def _crop(image: np.ndarray, drawn: Draw) -> np.ndarray:
-    top, bottom = pixels(drawn.rows, image.shape[0])
-    left, right = pixels(drawn.columns, image.shape[1])
-    return image[top:bottom, left:right]
+def _fit(image: Tensor, frame: Tensor, spec: StreamSpec, size: Size) -> tuple[Tensor, Tensor]:
+    """Cut and resize one image, and give what remains to be done: to flip it or not."""
+    top, bottom, left, right, flipped = frame.tolist()
+    cut = resize(image[top:bottom, left:right].numpy(), spec, size)
+    return as_tensor(cut), torch.tensor([0, size[0], 0, size[1], flipped])
+
+
+def _stack(images: Tensor | list[Tensor]) -> Tensor:
+    if isinstance(images, Tensor):
+        return images
+    arrays = [image.numpy() for image in images]
+    height, width = np.max([array.shape[:2] for array in arrays], axis=0)
+    shape = (len(arrays), height, width, arrays[0].shape[2])
+    # Torch cannot say what holds both 8 and 16 bits; numpy can.
+    dtype = np.result_type(*arrays)
+    smaller = any(array.shape[:2] != shape[1:3] for array in arrays)
+    stacked = np.zeros(shape, dtype) if smaller else np.empty(shape, dtype)
+    for place, array in zip(stacked, arrays, strict=True):
+        place[: array.shape[0], : array.shape[1]] = array
+    return torch.from_numpy(stacked)

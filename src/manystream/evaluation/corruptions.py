@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from manystream.batch import StreamBatch
-from manystream.data.source import StreamKind
+from manystream.data.streams import StreamKind
 
 CorruptionKind = Literal["noise", "darkness"]
 

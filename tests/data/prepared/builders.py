@@ -1,16 +1,16 @@
-"""Sources worth preparing, small enough to compare every byte of."""
+"""Tables worth preparing, small enough to compare every byte of."""
 
 import numpy as np
-import torch
 
 from manystream.data.prepared import prepare_split
-from manystream.data.survey import survey
-from tests.data.builders import DEPTH, RGB, ArraySource
+from manystream.data.survey import look_at, statistics
+from manystream.data.table import SampleTable
+from tests.data.builders import DEPTH, RGB, table_of
 
 NUM_SAMPLES = 40
 
 
-def small_source(num_samples: int = NUM_SAMPLES, size: tuple[int, int] = (6, 8)) -> ArraySource:
+def small_table(num_samples: int = NUM_SAMPLES, size: tuple[int, int] = (6, 8)) -> SampleTable:
     """Every fifth sample lacks depth, every seventh colour; three groups, two classes."""
     rng = np.random.default_rng(3)
     samples = []
@@ -19,16 +19,19 @@ def small_source(num_samples: int = NUM_SAMPLES, size: tuple[int, int] = (6, 8))
         depth = rng.integers(0, 9000, (*size, 1), dtype=np.uint16)
         samples.append([None if i % 7 == 6 else color, None if i % 5 == 4 else depth])
     samples = [row for row in samples if any(image is not None for image in row)]
-    source = ArraySource((RGB, DEPTH), samples)
-    source.targets = torch.arange(len(samples)) % 2
-    source.groups = [f"room {i % 3}" for i in range(len(samples))]
-    return source
+    groups = [f"room {i % 3}" for i in range(len(samples))]
+    return table_of((RGB, DEPTH), samples, [i % 2 for i in range(len(samples))], groups)
 
 
-def prepared(root, source=None, split="train", **arguments):
-    """Prepare a source as one split."""
-    source = small_source() if source is None else source
-    return prepare_split(source, survey(source).statistics, root, split, **arguments)
+def statistics_of(table: SampleTable):
+    """Mean and deviation of each stream."""
+    return statistics(table, look_at(table))
+
+
+def write_set(root, table=None, split="train", **arguments):
+    """Prepare a table as one split."""
+    table = small_table() if table is None else table
+    return prepare_split(table, statistics_of(table), root, split, **arguments)
 
 
 def contents(folder) -> dict[str, bytes]:

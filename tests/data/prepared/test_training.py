@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from manystream.data.device import DeviceLoader
-from manystream.data.loaders import preparing_device, training_data
-from manystream.data.opening import open_split
-from manystream.data.options import DataOptions
-from manystream.data.prepared import prepare_split
+from manystream.data import DataOptions, prepare_split, training_data
+from manystream.data.loader import StreamLoader
+from manystream.data.opening import open_data
+from manystream.data.usable import usable_samples
 from tests.data.builders import noise, write_image
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -40,11 +41,11 @@ def silent(line: str) -> None:
 def write(root, size=None, **changes) -> DataOptions:
     """Prepare both splits, and name the result."""
     data = options(root / "files", **changes)
-    streams = classes = None
-    for split in ("train", "val"):
-        source, statistics = open_split(data, split, streams, classes, silent)
-        streams, classes = source.streams, source.classes
-        prepare_split(source, statistics, root / "set", split, size=size)
+    splits = ("train", "val")
+    usable = usable_samples(open_data(data, report=silent), splits, data, report=silent)
+    for split in splits:
+        known = usable.statistics[split]
+        prepare_split(usable.table.part(split), known, root / "set", split, size=size)
     return replace(data, root=root / "set", format=None)
 
 
@@ -104,44 +105,34 @@ def test_what_is_unfinished_or_damaged_is_not_trained_on(root):
 
 
 def test_what_is_known_of_it_cannot_be_told_otherwise(root):
-    with pytest.raises(ValueError, match=r"--data\.units is for folders and manifests"):
+    with pytest.raises(ValueError, match=r"units is for folders and manifests"):
         training_data(replace(write(root), units={"depth": "mm"}), report=silent)
 
 
 def test_the_device_prepares_the_same_batches(root):
-    data = write(root)
-    on_cpu, expected = batches(data, augment_on="cpu")
-    on_device, found = batches(data, augment_on="device")
-    assert isinstance(on_device.train, DeviceLoader)
-    assert on_device.train.num_threads == 0
-    assert not isinstance(on_cpu.train, DeviceLoader)
-    for a, b in zip(expected, found, strict=True):
-        assert torch.equal(a.target, b.target)
-        assert torch.allclose(a.streams[0], b.streams[0], atol=0.05)
-        assert torch.equal(a.streams[1], b.streams[1])
+    loaded, expected = batches(write(root))
+    for loader, of_host in ((loaded.train, expected[:-1]), (loaded.val, expected[-1:])):
+        on_device = StreamLoader(loader.dataset, loader.batch_sampler, device=CPU)
+        assert (loader.device, on_device.device) == (None, CPU)
+        for a, b in zip(of_host, on_device, strict=True):
+            assert torch.equal(a.target, b.target)
+            assert all(map(torch.equal, a.streams, b.streams))
 
 
 @pytest.mark.parametrize(("workers", "threads"), [(1, 1), (12, 4)])
-def test_the_device_is_fed_by_threads_from_a_set_and_by_processes_from_files(
-    root, workers, threads
-):
-    data = replace(write(root), augment_on="device")
-    _, expected = batches(data)
-    loaded, found = batches(data, num_workers=workers)
-    assert (loaded.train.num_threads, loaded.train.num_workers) == (threads, 0)
-    for a, b in zip(expected, found, strict=True):
+def test_a_device_is_fed_by_threads_from_a_set_and_by_processes_from_files(root, workers, threads):
+    loaded, expected = batches(write(root))
+
+    def fed(dataset, num_workers):
+        sampler = loaded.train.batch_sampler
+        return StreamLoader(dataset, sampler, num_workers=num_workers, device=CPU)
+
+    by_threads = fed(loaded.train.dataset, workers)
+    assert (by_threads.num_threads, by_threads.num_workers) == (threads, 0)
+    for a, b in zip(expected, by_threads, strict=False):
         assert all(map(torch.equal, a.streams, b.streams))
-    from_files = replace(options(root / "files"), augment_on="device", num_workers=1)
-    fed = training_data(from_files, report=silent).train
-    assert (fed.num_threads, fed.num_workers) == (0, 1)
-
-
-def test_where_images_are_prepared(monkeypatch):
-    cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    for available in (False, True):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda has=available: has)
-        assert preparing_device("cpu", "auto") is None
-        assert preparing_device("auto", "cpu") is None
-        assert preparing_device("auto", "auto") == (gpu if available else None)
-        assert preparing_device("device", "gpu") == (gpu if available else cpu)
-        assert preparing_device("device", "cpu") == cpu
+    files, _ = batches(options(root / "files"))
+    by_processes = fed(files.train.dataset, 1)
+    assert (by_processes.num_threads, by_processes.num_workers) == (0, 1)
+    for a, b in zip(expected, by_processes, strict=False):
+        assert all(map(torch.equal, a.streams, b.streams))

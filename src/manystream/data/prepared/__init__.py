@@ -1,7 +1,7 @@
 """Data sets written once as arrays that are mapped into memory: no decoding in training."""
 
 from manystream.data.prepared.layout import is_prepared
-from manystream.data.prepared.source import PreparedSource, open_prepared
+from manystream.data.prepared.reader import prepared
 from manystream.data.prepared.writer import prepare_split
 
-__all__ = ["PreparedSource", "is_prepared", "open_prepared", "prepare_split"]
+__all__ = ["is_prepared", "prepare_split", "prepared"]

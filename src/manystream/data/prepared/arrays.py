@@ -58,7 +58,7 @@ def map_array(path: Path, array: StreamArray) -> np.ndarray:
 
 
 def checksum(row: np.ndarray) -> int:
-    """CRC-32 of an image's bytes."""
+    """Return the CRC-32 of an image's bytes."""
     view: Any = row.reshape(-1).view(np.uint8)
     return zlib.crc32(view)
 

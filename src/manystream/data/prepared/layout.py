@@ -3,7 +3,7 @@
     root/prepared.json              format and splits, written first
     root/<split>/index.json         samples, streams, statistics, checksums; written last
     root/<split>/<m>-<stream>.npy   present rows of stream m, shape (B_m, H, W, C)
-    root/<split>.partial/           a split that is being written, with a journal of what is done
+    root/<split>.partial/           a split that is being written
 
 A folder gets its split's name only when everything in it has been written, so an interrupted
 split cannot be taken for a whole one.
@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from manystream.data.source import StreamSpec
 from manystream.data.statistics import StreamStatistics
+from manystream.data.streams import StreamSpec
 
 FORMAT = 1
 MARKER = "prepared.json"
@@ -81,7 +81,7 @@ class SplitIndex:
     streams: tuple[StreamArray, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, with presence as words of 0 and 1."""
+        """Return plain values, with presence as words of 0 and 1."""
         words = ["".join("01"[has] for has in row) for row in self.present]
         return {**asdict(self), "present": words}
 
@@ -100,13 +100,13 @@ class SplitIndex:
         )
 
     def files(self, folder: Path) -> list[Path]:
-        """File of each stream in a split's folder."""
+        """Return the file of each stream in a split's folder."""
         names = [array.spec.name for array in self.streams]
         return [folder / name for name in starmap(_file_name, enumerate(names))]
 
 
 def is_prepared(root: str | Path | None) -> bool:
-    """Whether a folder is, or is about to become, a prepared set."""
+    """Tell whether a folder is, or is about to become, a prepared set."""
     return root is not None and (Path(root) / MARKER).is_file()
 
 
@@ -163,7 +163,7 @@ def read_index(folder: Path) -> tuple[SplitIndex, list[np.ndarray]]:
 
 
 def damaged(path: Path, what: str) -> ValueError:
-    """Error about a file of a prepared set."""
+    """Return an error about a file of a prepared set."""
     return ValueError(
         f"the prepared set is damaged: {path}: {what}; remove the folder {path.parent} and run "
         "`manystream prepare` again"

@@ -1,0 +1,77 @@
+import numpy as np
+import pytest
+
+from manystream.data.folder import folder
+from manystream.data.image import UnreadableImageError
+from manystream.data.streams import StreamHints, StreamSpec, ToMetres
+from tests.data.builders import DEPTH, RGB, write_image
+
+METRIC = StreamSpec("depth", 1, "depth", "m")
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A grey image of 16 bits, and one of 8 with three channels."""
+    write_image(tmp_path / "grey.png", np.ones((2, 3), np.uint16))
+    write_image(tmp_path / "color.png", np.ones((2, 3, 3), np.uint8))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "name", ["infrared", "IR", "ir_left", "left-ir", "nir", "thermal", "Infrared2"]
+)
+def test_infrared_is_no_depth(files, name):
+    assert StreamHints().describe(name, [files / "grey.png"]) == StreamSpec(name, 1, "other")
+
+
+@pytest.mark.parametrize("name", ["depth", "mirror", "first", "range"])
+def test_other_names_say_nothing(files, name):
+    assert StreamHints().describe(name, [files / "grey.png"]).kind == "depth"
+
+
+def test_hha_is_no_color(files):
+    assert StreamHints().describe("hha", [files / "color.png"]) == StreamSpec("hha", 3, "other")
+    assert StreamHints().describe("left", [files / "color.png"]).kind == "color"
+
+
+def test_what_is_told_counts_more_than_what_is_seen(files):
+    told = StreamHints(kinds={"ir": "depth", "x": "other"})
+    assert told.describe("ir", [files / "grey.png"]).kind == "depth"
+    assert told.describe("x", [files / "grey.png"]).kind == "other"
+
+
+def test_a_unit_makes_depth_in_metres(files):
+    told = StreamHints(units={"ir": "cm"})
+    assert told.describe("ir", [files / "grey.png"]) == StreamSpec("ir", 1, "depth", "m")
+    assert told.decoder("ir") == ToMetres("cm")
+    assert told.decoder("rgb") is None
+
+
+def test_the_first_readable_image_is_looked_at(files):
+    (files / "torn.png").write_text("torn")
+    shown = [files / "torn.png", files / "grey.png"]
+    assert StreamHints().describe("depth", shown) == DEPTH
+    with pytest.raises(UnreadableImageError, match=r"torn\.png"):
+        StreamHints().describe("depth", shown[:1])
+    with pytest.raises(UnreadableImageError, match="expected at most 5"):
+        StreamHints(max_pixels=5).describe("depth", shown[1:])
+
+
+def test_hints_fit_the_data():
+    StreamHints(kinds={"rgb": "color"}, units={"depth": "mm"}).check([METRIC], ["rgb", "depth"])
+    StreamHints(units={"depth": "mm"}).check([RGB], ["rgb", "depth"])
+    with pytest.raises(ValueError, match="units names the stream 'x'; the data has rgb"):
+        StreamHints(units={"x": "mm"}).check([RGB], ["rgb"])
+
+
+def test_a_unit_is_given_exactly_where_metres_are_taken():
+    with pytest.raises(ValueError, match=r"in metres; give the files' unit: units="):
+        StreamHints().check([RGB, METRIC], ["rgb", "depth"])
+    with pytest.raises(ValueError, match="as its files store it; leave out the files' unit"):
+        StreamHints(units={"depth": "mm"}).check([RGB, DEPTH], ["rgb", "depth"])
+
+
+def test_folders_take_hints_too(tmp_path):
+    write_image(tmp_path / "train/depth/bed/a.png", np.ones((2, 3), np.uint16))
+    told = {"units": {"depth": "mm"}, "classes": ("bed", "desk")}
+    assert folder(tmp_path, **told).streams == (METRIC,)
