@@ -15,7 +15,7 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
 
 def options_of(path, *words) -> TrainOptions:
-    parser = build_parser()
+    parser = build_parser("train")
     values = parser.instantiate(parser.parse_args(["train", "--config", str(path), *words]))
     given = values["train"].as_dict()
     given.pop("config")
