@@ -120,7 +120,10 @@ def test_the_learning_rates_of_the_published_recipe():
         ({"restore_best": True}, "restore_best looks at val_mean_class_accuracy, but there is no"),
         ({"loggers": ["wandb"]}, "unknown logger 'wandb'"),
         ({"class_weights": [1.0]}, "class_weights has 1 numbers; the model has 3 classes"),
-        ({"learning_rate_multipliers": {"lidar": 2.0}}, "names 'lidar'; the network's parts are"),
+        (
+            {"learning_rate_multipliers": {"lidar": 2.0}},
+            "'lidar'; the network's parameter groups",
+        ),
     ],
 )
 def test_what_does_not_fit_is_found_before_anything_is_written(tmp_path, changes, message):

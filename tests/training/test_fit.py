@@ -17,7 +17,7 @@ from manystream.dropout import scheduled_probability
 from manystream.training import FitOptions
 from manystream.training.checkpoints.checkpoint_file import read_checkpoint
 from manystream.training.fit import check_fit
-from manystream.training.recipe.schedule import warmup_cosine
+from manystream.training.schedule import warmup_cosine
 from tests.builders import mask_of
 from tests.data.builders import DEPTH, RGB, ArraySource, identity, noise
 from tests.training.builders import CPU, dict_batches, easy_samples, tiny_model, tuple_batches

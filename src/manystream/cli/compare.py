@@ -18,7 +18,7 @@ from manystream.evaluation.report import Run, write_report
 from manystream.memory.cost import measure_step
 from manystream.model import create_model
 from manystream.tasks import Classification
-from manystream.training.recipe.dropout_options import dropout_off
+from manystream.training.options import dropout_off
 
 
 def compare(options: CompareOptions) -> None:

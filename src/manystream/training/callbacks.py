@@ -16,11 +16,10 @@ from manystream.training.aids.gradient_norms import GradientNorms
 from manystream.training.aids.subset_accuracy import SubsetAccuracy
 from manystream.training.loss_guard import LossGuard
 from manystream.training.options import FitOptions
+from manystream.training.param_groups import check_multipliers, stream_modules
 from manystream.training.recipe.averaging import WeightAverage
 from manystream.training.recipe.best import RestoreBest
 from manystream.training.recipe.loss import make_loss
-from manystream.training.recipe.optimizer import check_multipliers
-from manystream.training.recipe.parts import part_names, stream_modules
 from manystream.training.reports.history import HistoryRecorder
 from manystream.training.reports.loggers import check_loggers
 from manystream.training.reports.throughput import Throughput
@@ -74,7 +73,7 @@ def check_against_network(
     Raises:
         ValueError: naming the option.
     """
-    check_multipliers(options.learning_rate_multipliers, part_names(network))
+    check_multipliers(network, options.learning_rate_multipliers)
     make_loss(task, options, train_loader)
     check_loggers(options.loggers)
     if options.balance_penalty > 0:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from manystream.batch import StreamBatch
 from manystream.training.checkpoints.state_saver import StateSaver
-from manystream.training.recipe.parts import network_of
+from manystream.training.param_groups import network_of
 
 _IDS_SHOWN = 64
 

@@ -22,9 +22,10 @@ from manystream.models import StreamNetwork
 from manystream.models.inspection import BalancePenalty
 from manystream.tasks import StepLoss, Task
 from manystream.training.feed import check_same_length
+from manystream.training.optimizer import build_optimizer
 from manystream.training.options import FitOptions
-from manystream.training.recipe.optimizer import make_optimizer
-from manystream.training.recipe.schedule import make_schedules
+from manystream.training.param_groups import make_param_groups
+from manystream.training.schedule import make_schedules
 from manystream.training.stepping import Step, make_step
 
 _SAMPLES_SHOWN = 16
@@ -124,16 +125,15 @@ class ClassifierModule(pl.LightningModule):
         options = self.options
         # A loss scaler takes scale and clipping out of a fused step's hands; it cannot be fused.
         fused = self.device.type == "cuda" and options.precision != "16-mixed"
-        optimizer = make_optimizer(self.network, options, fused=fused)
-        num_steps = int(self.trainer.estimated_stepping_batches)  # -1: the loader has no length
-        schedules = make_schedules(
-            optimizer,
-            options,
+        optimizer = build_optimizer(
+            options.optimizer,
+            make_param_groups(self.network, options),
             options.learning_rate,
-            num_steps if num_steps > 0 else None,
-            options.monitor,
-            options.monitor_mode,
+            options.optimizer_arguments,
+            fused=fused,
         )
+        num_steps = int(self.trainer.estimated_stepping_batches)  # -1: the loader has no length
+        schedules = make_schedules(optimizer, options, num_steps if num_steps > 0 else None)
         return [optimizer], schedules  # type: ignore[return-value] # dicts, as Lightning reads them
 
     def configure_gradient_clipping(

@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from numbers import Real
 from typing import Any, Literal
 
+import torch
+from torch.optim import Optimizer
+
 from manystream.choices import check_choices
-from manystream.dropout import ModalityDropout
-from manystream.training.aids.options import AidOptions
-from manystream.training.recipe.best import BestOptions
-from manystream.training.recipe.dropout_options import ModalityDropoutOptions
-from manystream.training.recipe.loss import LossOptions
-from manystream.training.recipe.optimizer import OptimizerOptions
-from manystream.training.recipe.precision import Precision
-from manystream.training.recipe.ranges import check_above_zero, check_at_least
-from manystream.training.recipe.run_options import RunOptions
-from manystream.training.recipe.schedule import ScheduleOptions
+from manystream.dropout import ModalityDropout, Schedule
+from manystream.training.distributed import AFTER_BACKWARD
+from manystream.training.optimizer import build_optimizer
+
+Precision = Literal["32-true", "tf32", "bf16-mixed", "16-mixed", "64-true"]
+Monitor = Literal[
+    "val_mean_class_accuracy",
+    "val_accuracy",
+    "val_loss",
+    "train_mean_class_accuracy",
+    "train_accuracy",
+    "train_loss",
+]
 
 
 @dataclass
-class FitOptions(
-    # Fields come in the order of the last base to the first.
-    AidOptions,
-    BestOptions,
-    ModalityDropoutOptions,
-    LossOptions,
-    OptimizerOptions,
-    ScheduleOptions,
-    RunOptions,
-):
+class FitOptions:
     """How a network is trained.
 
     Raises:
@@ -36,14 +37,108 @@ class FitOptions(
             contradict each other.
     """
 
+    # The length of a run, and its learning rate.
+    epochs: int = 30
+    """Passes over the training data."""
+    schedule: Literal["cosine", "step", "one_cycle", "plateau", "constant"] = "cosine"
+    """What follows a linear warm-up: cosine falls to final_learning_rate; step multiplies by
+    learning_rate_factor at step_epochs; plateau does so when monitor has not improved for
+    plateau_patience epochs; constant stays. one_cycle rises and falls over the whole run, and the
+    momentum falls and rises."""
+    warmup_epochs: float | None = None
+    """Length of the warm-up in epochs; 1 by default, and 30% of a one_cycle run."""
+    final_learning_rate: float = 0.0
+    """Where cosine ends, and the least that plateau goes down to."""
+    step_epochs: int | list[int] = 10
+    """Epochs at which step acts, for example [30,60,80]; or one number, every so many epochs."""
+    learning_rate_factor: float = 0.1
+    """What step and plateau multiply the learning rate by."""
+    plateau_patience: int = 5
+    """Epochs without improvement that plateau lets pass."""
+
+    # The optimizer.
+    optimizer: str | Callable[..., Optimizer] = "adamw"
+    """adamw, sgd (momentum 0.9, Nesterov), or the path of a class, for example torch.optim.RAdam;
+    in Python also anything that takes parameter groups and lr."""
+    optimizer_arguments: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the optimizer, for example {betas: [0.9, 0.95]}."""
+    learning_rate: float = 1e-3
+    """Peak learning rate."""
+    learning_rate_multipliers: dict[str, float] = field(default_factory=dict)
+    """Multiplier of the learning rate for parts of the network, for example {depth: 0.5, stem: 2}:
+    streams by name; shared, the integrated pathway and the head; stem, the first layer of every
+    pathway. A stream's stem has both."""
+    weight_decay: float = 0.05
+    """Weight decay of kernels; norms, biases and scalars have none."""
     gradient_clip: float | None = None
     """Largest gradient norm; null leaves gradients as they are."""
     accumulate_batches: int = 1
     """Batches whose gradients are averaged for one optimizer step."""
+
+    # The loss of a classification.
+    loss: Literal["cross_entropy", "focal"] = "cross_entropy"
+    """cross_entropy, or focal, which counts a sample the less the surer the network is of it."""
+    focal_gamma: float = 2.0
+    """How much less, for focal; 0 is cross_entropy."""
+    label_smoothing: float = 0.0
+    """Probability mass that is spread over the wrong classes."""
+    class_weights: Literal["balanced"] | list[float] | None = None
+    """How much a sample of each class counts, a number per class; balanced takes the inverse of the
+    class's frequency in training, 1 on average."""
+
+    # Which streams training samples lose.
+    modality_dropout: bool = False
+    """Whether training samples lose streams at random."""
+    modality_dropout_rate: float | list[float] = 0.2
+    """Final probability that a sample loses a stream, or one per stream, for example [0.1,0.3]."""
+    modality_dropout_schedule: Schedule = "ramp_up"
+    """Whether the probability rises from 0 or falls from 1."""
+    modality_dropout_start: int = 0
+    """First epoch of the ramp."""
+    modality_dropout_ramp: int = 0
+    """Length of the ramp in epochs; 0 has the final probability at once."""
+    modality_dropout_max_blanked: int = 1
+    """Most streams that a sample may lose; at least one always stays."""
+    modality_dropout_stratified: bool = False
+    """Whether every batch loses the same number of rows per stream."""
+
+    # Which weights a run leaves.
+    monitor: Monitor = "val_mean_class_accuracy"
+    """What tells a better epoch from a worse one."""
+    early_stopping_patience: int | None = None
+    """Epochs without improvement after which training ends; null trains all epochs."""
+    restore_best: bool = False
+    """Whether the weights of the best epoch are the result, instead of those of the last."""
+    ema_decay: float | None = None
+    """Decay per step of an exponential moving average of the weights, for example 0.999, which is
+    then what is validated and kept; null has none."""
+
+    # What is watched and done per stream.
+    subset_accuracy_every: int = 0
+    """Measure every subset of the streams on the validation data every so many epochs; 0 never."""
+    freeze_patience: int | None = None
+    """Freeze a stream whose accuracy by itself has not improved in so many of these measurements;
+    null freezes none."""
+    balance_penalty: float = 0.0
+    """Weight of a penalty on streams that contribute more or less than others to the integrated
+    pathway: the variance of the logarithms of their norms, mean over the layers."""
+    log_gradient_norms: bool = False
+    """Whether to log the norm of the gradient of each stream's pathway and of what they share."""
+
+    # Arithmetic and devices.
     precision: Precision = "32-true"
     """Arithmetic, by Lightning's names; tf32 is 32-true with TF32 matrix products."""
     accelerator: str = "auto"
     """Device, by Lightning's names."""
+    devices: int = 1
+    """Devices to train on, each with a process and ``batch_size`` samples of its own. Under
+    torchrun, the processes it started."""
+    strategy: str = "auto"
+    """How several processes train together, by Lightning's names; auto is ddp_after_backward, with
+    which steps may be replayed from CUDA graphs."""
+    sync_batchnorm: bool = False
+    """Whether batch norms count the present rows of all processes together. Memory modes then keep
+    what these norms give."""
     cuda_graphs: Literal["auto", "on", "off"] = "auto"
     """Whether steps are replayed from CUDA graphs, one for each number of rows that the streams
     have; auto does so on GPUs. Stratified modality dropout keeps these numbers few."""
@@ -52,6 +147,10 @@ class FitOptions(
     weights with it too."""
     deterministic: bool = False
     """Whether only operations that repeat bit for bit may run; slower on a GPU."""
+
+    # What is written.
+    checkpoint_every_steps: int | None = None
+    """Optimizer steps between states within an epoch; null saves one before each epoch."""
     loggers: list[str] | dict[str, dict[str, Any]] = field(
         default_factory=lambda: ["csv", "tensorboard"]
     )
@@ -62,16 +161,163 @@ class FitOptions(
 
     def __post_init__(self) -> None:
         check_choices(self)
-        for group in FitOptions.__bases__:
-            group.__post_init__(self)  # type: ignore[attr-defined]
-        check_above_zero(self, "gradient_clip")
-        check_at_least(self, 1, "accumulate_batches")
-        check_at_least(self, 0, "seed")
+        _check_numbers(self)
+        _check_schedule(self)
+        _check_optimizer(self)
+        _check_class_weights(self)
+        _check_dropout(self)
+        if self.freeze_patience is not None and self.subset_accuracy_every == 0:
+            raise ValueError(
+                f"freeze_patience is {self.freeze_patience}, but nothing measures streams by "
+                "themselves; set subset_accuracy_every to 1 or more"
+            )
+
+    @property
+    def monitor_mode(self) -> Literal["min", "max"]:
+        """Whether the least or the most of the monitored value is best."""
+        return "min" if self.monitor.endswith("loss") else "max"
 
     def make_dropout(self, num_streams: int) -> ModalityDropout | None:
-        """Modality dropout of a network with ``num_streams`` streams; None where it is off.
+        """Make modality dropout for a network with so many streams; None where it is off.
 
         Raises:
             ValueError: if it does not fit that number of streams.
         """
-        return self.build_dropout(num_streams, self.seed) if self.modality_dropout else None
+        return _dropout(self, num_streams) if self.modality_dropout else None
+
+    def distribution(self) -> dict[str, Any]:
+        """Give the arguments of ``lightning.pytorch.Trainer`` that say where a run trains.
+
+        Raises:
+            ValueError: if ``devices`` are not as many as torchrun has started.
+        """
+        devices, nodes = self.devices, 1
+        if torch.distributed.is_torchelastic_launched():
+            devices = int(os.environ["LOCAL_WORLD_SIZE"])
+            nodes = int(os.environ["WORLD_SIZE"]) // devices
+            if self.devices not in (1, devices):
+                raise ValueError(
+                    f"devices is {self.devices}, but torchrun started {devices} processes; leave "
+                    "devices out"
+                )
+        together = self.strategy == "auto" and devices * nodes > 1
+        strategy = AFTER_BACKWARD if together else self.strategy
+        return {"devices": devices, "num_nodes": nodes, "strategy": strategy}
+
+
+def dropout_off() -> dict[str, Any]:
+    """Give the options of a run without modality dropout, all at their defaults."""
+    return {name: value for name, value in _DEFAULTS.items() if name.startswith("modality_dropout")}
+
+
+_DEFAULTS = {field.name: field.default for field in fields(FitOptions)}
+
+_RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
+    "more than 0": (lambda value: value > 0, ("learning_rate", "gradient_clip")),
+    "between 0 and 1": (lambda value: 0 < value < 1, ("learning_rate_factor",)),
+    "[0, 1)": (lambda value: 0 <= value < 1, ("label_smoothing", "ema_decay")),
+    "at least 1": (
+        lambda value: value >= 1,
+        (
+            "epochs",
+            "accumulate_batches",
+            "devices",
+            "checkpoint_every_steps",
+            "early_stopping_patience",
+            "freeze_patience",
+        ),
+    ),
+    "0 or more": (
+        lambda value: value >= 0,
+        (
+            "warmup_epochs",
+            "final_learning_rate",
+            "plateau_patience",
+            "weight_decay",
+            "focal_gamma",
+            "subset_accuracy_every",
+            "balance_penalty",
+            "seed",
+        ),
+    ),
+}
+
+
+def _check_numbers(options: FitOptions) -> None:
+    for expected, (is_right, names) in _RANGES.items():
+        for name in names:
+            value = getattr(options, name)
+            if value is None and _DEFAULTS[name] is None:
+                continue
+            is_number = isinstance(value, Real) and not isinstance(value, bool)
+            if not (is_number and is_right(value)):
+                raise ValueError(f"{name} is {value}; expected {expected}")
+
+
+def _check_schedule(options: FitOptions) -> None:
+    every = options.step_epochs
+    epochs = every if isinstance(every, list) else [every]
+    if not epochs or min(epochs) < 1 or sorted(set(epochs)) != epochs:
+        raise ValueError(
+            f"step_epochs is {every}; expected a number of epochs from 1, or rising ones"
+        )
+    if options.schedule == "one_cycle" and (options.warmup_epochs or 0) >= options.epochs:
+        raise ValueError(
+            f"warmup_epochs is {options.warmup_epochs}; a one_cycle run of {options.epochs} epochs "
+            "rises for less than that"
+        )
+
+
+def _check_optimizer(options: FitOptions) -> None:
+    for name, multiplier in options.learning_rate_multipliers.items():
+        if not 0 < multiplier < math.inf:
+            raise ValueError(
+                f"learning_rate_multipliers has {name}: {multiplier}; expected more than 0"
+            )
+    if isinstance(options.optimizer, str):
+        groups = [{"params": [torch.zeros(1, requires_grad=True)]}]
+        build_optimizer(
+            options.optimizer, groups, options.learning_rate, options.optimizer_arguments
+        )
+
+
+def _check_class_weights(options: FitOptions) -> None:
+    weights = options.class_weights
+    if isinstance(weights, list) and not (all(w >= 0 for w in weights) and any(weights)):
+        raise ValueError(f"class_weights is {weights}; expected numbers from 0, one above 0")
+
+
+def _check_dropout(options: FitOptions) -> None:
+    """Check what does not depend on the number of streams, also where dropout is off."""
+    rate = options.modality_dropout_rate
+    fewest = len(rate) if isinstance(rate, list) else options.modality_dropout_max_blanked + 1
+    _dropout(options, max(fewest, 2))
+    if options.modality_dropout:
+        return
+    said = {
+        name: value
+        for name, default in dropout_off().items()
+        if (value := getattr(options, name)) != default
+    }
+    if not any(rate if isinstance(rate, list) else [rate]):
+        said.pop("modality_dropout_rate", None)
+    if said:
+        settings = ", ".join(f"{name} is {value}" for name, value in said.items())
+        raise ValueError(
+            f"{settings}, but modality_dropout is off, so nothing would use it; set "
+            "modality_dropout to true (at a rate of 0 it takes nothing away), or leave the other "
+            "out"
+        )
+
+
+def _dropout(options: FitOptions, num_streams: int) -> ModalityDropout:
+    return ModalityDropout(
+        num_streams,
+        options.modality_dropout_rate,
+        schedule=options.modality_dropout_schedule,
+        start=options.modality_dropout_start,
+        ramp=options.modality_dropout_ramp,
+        max_blanked=options.modality_dropout_max_blanked,
+        stratified=options.modality_dropout_stratified,
+        seed=options.seed,
+    )

@@ -6,8 +6,8 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
 from manystream.tasks import Classification
+from manystream.training import FitOptions
 from manystream.training.aids.freezing import StreamFreezing
-from manystream.training.aids.options import AidOptions
 from manystream.training.aids.subset_accuracy import logged_as
 from manystream.training.distributed import AfterBackwardStrategy
 from tests.training.builders import CPU, NUM_CLASSES, tiny_model, tuple_batches
@@ -140,6 +140,6 @@ def test_gradients_that_processes_have_agreed_on_keep_coming_and_are_dropped(str
 
 def test_what_it_needs():
     with pytest.raises(ValueError, match="nothing measures streams by themselves"):
-        AidOptions(freeze_patience=3)
+        FitOptions(freeze_patience=3)
     with pytest.raises(ValueError, match="'rgb' has no pathway of its own in this network"):
         states_of_steps(tiny_model(family="early_fusion"), 1, freeze_patience=1)

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from manystream.training.aids.options import AidOptions
+from manystream.training import FitOptions
 from manystream.training.aids.subset_accuracy import proper_subsets
 from tests.builders import mask_of
 from tests.training.builders import CPU, dict_batches, repeatable, tiny_model, tuple_batches
@@ -61,4 +61,4 @@ def test_what_it_needs():
     with pytest.raises(ValueError, match="a network with one stream"):
         tiny_model(in_channels={"rgb": 3}).fit([], [], subset_accuracy_every=1, **CPU)
     with pytest.raises(ValueError, match="subset_accuracy_every is -1"):
-        AidOptions(subset_accuracy_every=-1)
+        FitOptions(subset_accuracy_every=-1)

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from manystream.training.recipe.best import BestOptions, RestoreBest
+from manystream.training.options import FitOptions
+from manystream.training.recipe.best import RestoreBest
 from tests.training.builders import CPU, tiny_model, tuple_batches
 
 VAL = tuple_batches(24, seed=1)
@@ -105,4 +106,4 @@ def test_a_resumed_run_knows_what_was_best():
 )
 def test_what_cannot_be(changes, message):
     with pytest.raises(ValueError, match=message):
-        BestOptions(**changes)
+        FitOptions(**changes)

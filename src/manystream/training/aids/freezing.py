@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from manystream.tasks import Task
 from manystream.training.aids.subset_accuracy import logged_as
 from manystream.training.distributed import exchanges_during_backward
-from manystream.training.recipe.parts import network_of, stream_modules
+from manystream.training.param_groups import network_of, stream_modules
 
 _logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from manystream.models import StreamNetwork
-from manystream.training.recipe.parts import named_parts, network_of
+from manystream.training.param_groups import named_groups, network_of
 
 
 def gradient_norms(network: StreamNetwork) -> dict[str, Tensor]:
@@ -17,7 +17,7 @@ def gradient_norms(network: StreamNetwork) -> dict[str, Tensor]:
         network: a network after a backward pass; a parameter without a gradient counts as zero.
     """
     gradients: dict[str, list[Tensor]] = {}
-    for parameter, part in zip(network.parameters(), named_parts(network).values(), strict=True):
+    for parameter, part in zip(network.parameters(), named_groups(network).values(), strict=True):
         of_part = gradients.setdefault(part, [])
         if parameter.grad is not None:
             of_part.append(parameter.grad)

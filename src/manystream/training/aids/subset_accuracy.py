@@ -14,7 +14,7 @@ from torchmetrics import Metric
 
 from manystream.batch import StreamBatch
 from manystream.tasks import Task
-from manystream.training.recipe.parts import network_of
+from manystream.training.param_groups import network_of
 
 Subset = tuple[str, ...]
 

@@ -15,7 +15,7 @@ from manystream.models import StreamNetwork
 from manystream.training.memory.advice import Advice, advise
 from manystream.training.memory.needs import Step, measure_needs
 from manystream.training.module import ClassifierModule
-from manystream.training.recipe.precision import Precision
+from manystream.training.options import Precision
 
 _T = TypeVar("_T")
 

@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from manystream.training.recipe.parts import network_of
+from manystream.training.param_groups import network_of
 
 
 class WeightAverage(pl.Callback):

@@ -1,55 +1,15 @@
-"""What a run watches: when it ends early, and which epoch's weights it leaves."""
+"""Which epoch's weights a run leaves."""
 
-# Annotations are not postponed: the command line reads these fields from another module.
+from __future__ import annotations
+
 import math
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 from torch import Tensor
 
-from manystream.choices import check_choices
+from manystream.training.param_groups import network_of
 from manystream.training.recipe.averaging import WeightAverage
-from manystream.training.recipe.parts import network_of
-from manystream.training.recipe.ranges import check_at_least, check_share
-
-Monitor = Literal[
-    "val_mean_class_accuracy",
-    "val_accuracy",
-    "val_loss",
-    "train_mean_class_accuracy",
-    "train_accuracy",
-    "train_loss",
-]
-
-
-@dataclass
-class BestOptions:
-    """Which weights a run leaves.
-
-    Raises:
-        ValueError: if a number is out of its range.
-    """
-
-    monitor: Monitor = "val_mean_class_accuracy"
-    """What tells a better epoch from a worse one."""
-    early_stopping_patience: int | None = None
-    """Epochs without improvement after which training ends; null trains all epochs."""
-    restore_best: bool = False
-    """Whether the weights of the best epoch are the result, instead of those of the last."""
-    ema_decay: float | None = None
-    """Decay per step of an exponential moving average of the weights, for example 0.999, which is
-    then what is validated and kept; null has none."""
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        check_at_least(self, 1, "early_stopping_patience")
-        check_share(self, "ema_decay")
-
-    @property
-    def monitor_mode(self) -> Literal["min", "max"]:
-        """Whether the least or the most of the monitored value is best."""
-        return "min" if self.monitor.endswith("loss") else "max"
 
 
 class RestoreBest(pl.Callback):

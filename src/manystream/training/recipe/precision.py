@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch.plugins import DoublePrecision
 from torch import Tensor
 
 from manystream.batch import StreamBatch
-
-Precision = Literal["32-true", "tf32", "bf16-mixed", "16-mixed", "64-true"]
+from manystream.training.options import Precision
 
 
 class StreamDoublePrecision(DoublePrecision):

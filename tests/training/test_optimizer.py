@@ -5,12 +5,17 @@ import torch
 from torch import nn
 
 from manystream.layers import StreamConv2d, StreamNormAct2d
-from manystream.training.recipe.optimizer import OptimizerOptions, make_optimizer
+from manystream.training.optimizer import build_optimizer
+from manystream.training.options import FitOptions
+from manystream.training.param_groups import make_param_groups
 from tests.training.builders import tiny_model
 
 
 def optimizer_of(model, fused=False, **changes):
-    return make_optimizer(model.network, OptimizerOptions(**changes), fused=fused)
+    options = FitOptions(**changes)
+    groups = make_param_groups(model.network, options)
+    arguments = options.learning_rate, options.optimizer_arguments
+    return build_optimizer(options.optimizer, groups, *arguments, fused=fused)
 
 
 def settings_of(optimizer, name):
@@ -41,7 +46,7 @@ def test_norms_biases_and_scalars_do_not_decay(family):
     assert {decay[id(p)] for p in [*kernels, model.network.fc.weight]} == {0.3}
 
 
-def test_parts_have_learning_rates_of_their_own():
+def test_groups_have_learning_rates_of_their_own():
     model = tiny_model()
     multipliers = {"rgb": 2.0, "depth": 3.0, "shared": 5.0, "stem": 7.0}
     optimizer = optimizer_of(model, learning_rate=0.1, learning_rate_multipliers=multipliers)
@@ -103,13 +108,13 @@ def test_only_known_optimizers_are_fused():
 )
 def test_what_cannot_be(changes, message):
     with pytest.raises(ValueError, match=message):
-        OptimizerOptions(**changes)
+        FitOptions(**changes)
 
 
 def test_a_multiplier_of_what_is_not_there():
     with pytest.raises(
-        ValueError, match="'lidar'; the network's parts are rgb, depth, shared, ste"
+        ValueError, match="'lidar'; the network's parameter groups are rgb, depth, shared, ste"
     ):
         optimizer_of(tiny_model(), learning_rate_multipliers={"lidar": 2.0})
-    with pytest.raises(ValueError, match="'rgb'; the network's parts are shared, stem"):
+    with pytest.raises(ValueError, match="'rgb'; the network's parameter groups are shared, stem"):
         optimizer_of(tiny_model(family="early_fusion"), learning_rate_multipliers={"rgb": 2.0})

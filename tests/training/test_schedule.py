@@ -3,12 +3,13 @@ import math
 import pytest
 import torch
 
-from manystream.training.recipe.schedule import ScheduleOptions, make_schedules, warmup_cosine
+from manystream.training.options import FitOptions
+from manystream.training.schedule import make_schedules, warmup_cosine
 
 
 def schedules_of(optimizer, num_steps, **changes):
-    options = ScheduleOptions(**changes)
-    return make_schedules(optimizer, options, 0.1, num_steps, "val_loss", "min")
+    options = FitOptions(learning_rate=0.1, monitor="val_loss", **changes)
+    return make_schedules(optimizer, options, num_steps)
 
 
 def two_groups(kind=torch.optim.SGD, **arguments):
@@ -159,4 +160,4 @@ def test_without_a_number_of_steps_it_moves_by_epoch():
 )
 def test_what_cannot_be(changes, message):
     with pytest.raises(ValueError, match=message):
-        ScheduleOptions(**changes)
+        FitOptions(**changes)
