@@ -85,7 +85,9 @@ def test_it_says_where_the_last_good_checkpoint_is(tmp_path):
 def states_before_steps(model):
     """What the network was before each of its forward passes, added to as it trains."""
     states = []
-    model.register_forward_pre_hook(lambda *_: states.append(copy.deepcopy(model.state_dict())))
+    model.network.register_forward_pre_hook(
+        lambda *_: states.append(copy.deepcopy(model.state_dict()))
+    )
     return states
 
 
@@ -118,19 +120,19 @@ def test_a_network_whose_step_was_refused_trains_on():
 
 def test_buffers_that_a_step_replaces_or_reshapes_are_brought_back():
     model = tiny_model()
-    model.register_buffer("seen", torch.zeros(1))
-    model.register_buffer("queue", torch.zeros(0, 2))
+    model.network.register_buffer("seen", torch.zeros(1))
+    model.network.register_buffer("queue", torch.zeros(0, 2))
     states = states_before_steps(model)
 
     def remember(module, inputs, logits):
         module.seen = module.seen + 1
         module.queue = torch.cat([module.queue, logits.detach()[:1, :2]])
 
-    model.register_forward_hook(remember)
+    model.network.register_forward_hook(remember)
     with pytest.raises(NonFiniteLossError):
         model.fit(poisoned(math.nan, batch=2), epochs=1, **CPU)
-    assert model.seen == 2
-    assert model.queue.shape == (2, 2)
+    assert model.network.seen == 2
+    assert model.network.queue.shape == (2, 2)
     assert_same_state(model, states[-1])
 
 

@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from manystream.training import FitOptions, evaluate, fit, termination
+from manystream.training import FitOptions, termination
 from manystream.training.termination import Terminated, Termination
 from tests.processes import in_processes
 from tests.training.builders import CPU, tiny_model, tuple_batches
@@ -47,7 +47,7 @@ def handler():
 def test_sigterm_saves_within_the_epoch_and_says_how_to_go_on(handler, tmp_path, caplog):
     loader = Doing(tuple_batches(40), 2, terminate)
     with pytest.raises(Terminated) as ended:
-        fit(tiny_model(), loader, tuple_batches(8), OPTIONS, out_dir=tmp_path)
+        tiny_model().fit(loader, tuple_batches(8), OPTIONS, out_dir=tmp_path)
     assert ended.value.code == 143
     assert isinstance(ended.value, SystemExit)
     state = tmp_path / "checkpoints/epoch-00000-batch-00000003.safetensors"
@@ -69,7 +69,7 @@ def test_accumulated_gradients_are_not_lost(tmp_path):
 
 def test_without_a_folder_it_says_that_nothing_is_kept(handler):
     with pytest.raises(Terminated) as ended:
-        fit(tiny_model(), Doing(tuple_batches(40), 2, terminate), options=OPTIONS)
+        tiny_model().fit(Doing(tuple_batches(40), 2, terminate), options=OPTIONS)
     assert "without an out_dir no state is kept" in ended.value.message
 
 
@@ -80,7 +80,7 @@ def test_before_the_first_step_there_is_nothing_to_save(handler, tmp_path):
             return 5
 
     with pytest.raises(Terminated) as ended:
-        fit(tiny_model(), Slow(tuple_batches(40)), options=OPTIONS, out_dir=tmp_path)
+        tiny_model().fit(Slow(tuple_batches(40)), options=OPTIONS, out_dir=tmp_path)
     assert "before epoch 0 (counted from 0); there was no state to save yet" in ended.value.message
 
 
@@ -88,9 +88,9 @@ def test_in_the_last_validation_the_run_is_finished_first(handler, tmp_path):
     validation = Doing(tuple_batches(8), 0, terminate)
     options = FitOptions(epochs=1, **CPU)
     with pytest.raises(Terminated) as ended:
-        fit(tiny_model(), tuple_batches(16), validation, options, out_dir=tmp_path)
+        tiny_model().fit(tuple_batches(16), validation, options, out_dir=tmp_path)
     assert "SIGTERM came when training had ended" in ended.value.message
-    again = fit(tiny_model(), [], options=options, out_dir=tmp_path, resume=True)
+    again = tiny_model().fit([], options=options, out_dir=tmp_path, resume=True)
     assert again.num_epochs == 1
 
 
@@ -98,7 +98,9 @@ def test_a_long_validation_is_broken_off(handler, tmp_path, monkeypatch):
     monkeypatch.setattr(termination, "_PATIENCE_SECONDS", 0.0)
     validation, model = Doing(tuple_batches(80), 2, terminate), tiny_model()
     validated = []
-    model.register_forward_pre_hook(lambda *_: None if model.training else validated.append(1))
+    model.network.register_forward_pre_hook(
+        lambda *_: None if model.network.training else validated.append(1)
+    )
     weights = None
 
     def remember():
@@ -107,7 +109,7 @@ def test_a_long_validation_is_broken_off(handler, tmp_path, monkeypatch):
 
     validation.batches = Doing(validation.batches, 0, remember)
     with pytest.raises(Terminated) as ended:
-        fit(model, tuple_batches(16), validation, OPTIONS, out_dir=tmp_path)
+        model.fit(tuple_batches(16), validation, OPTIONS, out_dir=tmp_path)
     assert "SIGTERM ended training in a validation" in ended.value.message
     assert len(validated) == 3
     assert all(torch.equal(weights[name], t) for name, t in model.state_dict().items())
@@ -119,7 +121,7 @@ def test_what_else_goes_wrong_is_not_hidden_by_it(handler):
         raise RuntimeError(words)
 
     def fit_failing(words):
-        fit(tiny_model(), Doing(tuple_batches(40), 2, lambda: fail(words)), options=OPTIONS)
+        tiny_model().fit(Doing(tuple_batches(40), 2, lambda: fail(words)), options=OPTIONS)
 
     with pytest.raises(RuntimeError, match="the disk is gone"):
         fit_failing("the disk is gone")
@@ -136,7 +138,7 @@ def terminated_twice(seconds_between):
 
     termination._SAME_SECONDS = 0.1
     with pytest.raises(Terminated):
-        fit(tiny_model(), Doing(tuple_batches(40), 2, twice), options=OPTIONS)
+        tiny_model().fit(Doing(tuple_batches(40), 2, twice), options=OPTIONS)
     return "saved"
 
 
@@ -166,7 +168,7 @@ def test_a_process_that_was_forked_dies_of_it():
 def test_where_sigterm_is_ignored_it_stays_so():
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        fit(tiny_model(), Doing(tuple_batches(16), 1, terminate), options=OPTIONS)
+        tiny_model().fit(Doing(tuple_batches(16), 1, terminate), options=OPTIONS)
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -174,5 +176,5 @@ def test_where_sigterm_is_ignored_it_stays_so():
 def test_evaluation_leaves_sigterm_to_the_caller(handler):
     seen = []
     loader = Doing(tuple_batches(16), 1, lambda: seen.append(signal.getsignal(signal.SIGTERM)))
-    evaluate(tiny_model(), loader, accelerator="cpu")
+    tiny_model().evaluate(loader, accelerator="cpu")
     assert seen == [handler]

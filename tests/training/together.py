@@ -163,13 +163,13 @@ def validate_until_sigterm(signalled):
     model, validated = tiny_model(), []
 
     def slowly(*_):
-        if not model.training:
+        if not model.network.training:
             validated.append(1)
             time.sleep(0.02)
             if len(validated) == 3 and int(os.environ["RANK"]) == signalled:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    model.register_forward_hook(slowly)
+    model.network.register_forward_hook(slowly)
     validation = tuple_batches(201, batch_size=1)  # the last is for one process only
     with pytest.raises(Terminated) as ended:
         model.fit(own_loader(4), validation, FitOptions(epochs=1, **CPU))

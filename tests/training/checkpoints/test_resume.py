@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from manystream.training import FitOptions, fit
+from manystream.training import FitOptions
 from manystream.training.checkpoints.checkpoint_file import read_checkpoint
 from manystream.training.checkpoints.nest import take_apart
 from manystream.training.reports.history import HistoryRecorder
@@ -57,10 +57,10 @@ def logged_at(folder):
 def test_a_resumed_run_logs_at_the_same_steps(accumulate_batches, tmp_path):
     options = FitOptions(epochs=3, loggers=["csv"], accumulate_batches=accumulate_batches, **CPU)
     arguments = tuple_batches(40), tuple_batches(8), options
-    fit(tiny_model(), *arguments, out_dir=tmp_path)
+    tiny_model().fit(*arguments, out_dir=tmp_path)
     whole = logged_at(tmp_path / "logs")
     (tmp_path / "checkpoints/final.safetensors").unlink()
-    fit(tiny_model(), *arguments, out_dir=tmp_path, resume=True)
+    tiny_model().fit(*arguments, out_dir=tmp_path, resume=True)
     assert logged_at(tmp_path / "logs-2") == {"2": whole["2"]}
 
 
