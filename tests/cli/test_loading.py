@@ -54,6 +54,9 @@ def test_the_list_of_commands_needs_the_parser_only(words, said):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["train", "--fit.epohcs=3"], "did you mean fit.epochs?"),
+        (["train", "--fit.epochs=many"], "fit.epochs"),
+        (["compare", "--famlies=[li_net3]"], "did you mean families?"),
         (["evaluate", "--model=m", "--conditions.loss_drawz=3"], "conditions.loss_draws?"),
         (["predict", "--model=m", "--folder=f", "--uints={d: mm}"], "did you mean units?"),
         (["inspect", "--model=m", "--data.rooot=r"], "did you mean data.root?"),
