@@ -34,6 +34,7 @@ MAY_IMPORT = {
     "choices": NOBODY,
     "extras": NOBODY,
     "files": NOBODY,
+    "lazy": {"extras"},
     "presence": NOBODY,
     "batch": {"presence"},
     "dropout": NOBODY,
@@ -44,8 +45,8 @@ MAY_IMPORT = {
     "graphs": {"functional", "batch"},
     "memory": CORE | {"layers", "models", "tasks", "graphs"},  # to tell what each part keeps
     "data": {"choices", "extras", "presence", "batch", "dropout"},
-    "evaluation": {"extras", "batch", "dropout", "models", "tasks", "memory", "data"},
-    "training": {*BELOW_DATA, "data", "evaluation"},
+    "evaluation": {"lazy", "batch", "dropout", "models", "tasks", "memory", "data"},
+    "training": {*BELOW_DATA, "lazy", "data", "evaluation"},
     "model": {"choices", "batch", "models", "tasks", "evaluation", "training"},
     "cli": {*BELOW_DATA, "data", "evaluation", "training", "model", ""},
     "": {*CORE, "dropout", "layers", "models", "tasks", "graphs", "model"},

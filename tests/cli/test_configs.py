@@ -2,20 +2,24 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
 import yaml
 
 from manystream.cli.main import build_parser
-from manystream.cli.options import TrainOptions
+from manystream.cli.options import ModelOptions, TrainOptions
+from manystream.dropout import Schedule
 from manystream.model import create_model
+from manystream.models import MemoryMode
+from manystream.training import FitOptions
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
 
 def options_of(path, *words) -> TrainOptions:
-    parser = build_parser()
+    parser = build_parser("train")
     values = parser.instantiate(parser.parse_args(["train", "--config", str(path), *words]))
     given = values["train"].as_dict()
     given.pop("config")
@@ -62,3 +66,15 @@ def test_a_word_overrides_a_configuration():
     options = options_of(CONFIGS[0], "--model.family", "li_net3_soma", "--fit.epochs", "2")
     assert (options.model.family, options.fit.epochs) == ("li_net3_soma", 2)
     assert options.fit.learning_rate == 1.53e-4
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "choices"),
+    [
+        (ModelOptions, "memory", MemoryMode),
+        (FitOptions, "modality_dropout_schedule", Schedule),
+    ],
+)
+def test_options_have_the_choices_of_the_library(options, name, choices):
+    """They are written out twice, since options are read before torch is loaded."""
+    assert get_args(get_type_hints(options)[name]) == get_args(choices)

@@ -102,9 +102,12 @@ def subset_rows(out: Path) -> dict[str, list[str]]:
     """Cells of the table of subsets, from the numbers that a command wrote."""
     (subsets,) = strict(out / "subsets.json").values()
     return {
-        kept: [f"{m['mean_class_accuracy']:.1%}", f"{m['accuracy']:.1%}"]
-        for kept, m in subsets.items()
+        kept: [share(m["mean_class_accuracy"]), share(m["accuracy"])] for kept, m in subsets.items()
     }
+
+
+def share(value: float) -> str:
+    return f"{100 * value:.1f} %"
 
 
 def test_training_writes_everything(trained):
@@ -156,8 +159,8 @@ def test_evaluate_measures_every_condition(trained, tmp_path, capsys):
     assert [point["rate"] for point in measured["random_loss"]] == [i / 10 for i in range(10)]
     assert [point["level"] for point in measured["corruptions"]["noise"]["rgb"]] == [0, 1]
     half = measured["random_loss"][5]
-    shown = f"{half['mean_class_accuracy']:.1%} ± {100 * half['mean_class_accuracy_std']:.1f}"
-    assert shown in printed
+    spread = share(half["mean_class_accuracy_std"])
+    assert f"{share(half['mean_class_accuracy'])} ± {spread}" in printed
     assert {"report.html", "conditions.png", "subsets.png"} <= {p.name for p in out.iterdir()}
     assert status("evaluate", "--model", trained.model, *SCENES, "--out", out) == 2
     assert f"--out {out} exists" in capsys.readouterr().err
@@ -229,7 +232,8 @@ def test_a_torn_image_to_predict(trained, images, tmp_path, capsys):
         (["--data.rooot", "x"], "--data.rooot"),
         (["--data.num_work", "0"], "--data.num_work"),
         (["--fit.epochs", "many"], "fit.epochs"),
-        (["--fit.epochs", "0"], "epochs is 0; expected at least 1"),
+        (["--fit.epochs", "0"], "--fit.epochs is 0; expected at least 1"),
+        (["--fit.freeze_patience", "1"], "set --fit.subset_accuracy_every to 1 or more"),
         (["--fit.modality_dropout_rate", "1.5"], "rate is 1.5; expected a probability in [0, 1]"),
         (["--fit.modality_dropout_schedule", "up"], "'ramp_up', 'ramp_down'"),
         (["--fit.accelerator", "abacus"], "abacus"),

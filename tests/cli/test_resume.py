@@ -8,8 +8,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from manystream.cli.nearest import option_names
 from manystream.cli.options import TrainOptions
+from manystream.cli.parser import option_names
 from manystream.data.loader import StreamDataset
 from manystream.model import StreamModel
 from manystream.training.run_folder import RunFolder

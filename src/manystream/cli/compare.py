@@ -28,13 +28,13 @@ def compare(options: CompareOptions) -> None:
     for name, family, data in _contenders(options):
         say(f"training {name}")
         runs.append(_run(name, family, data, options, out / name.replace(" ", "-")))
-    print_subsets({run.name: run.subsets for run in runs})
+    print_subsets({run.name: run.subsets for run in runs}, runs[0].task.quantities())
     _print_costs(runs)
     say(f"report: {write_report(runs, out, 'manystream: families compared')}")
 
 
 def _contenders(options: CompareOptions) -> Iterator[tuple[str, str, TrainingData]]:
-    """Name, family and data of each run; a single-stream family has a run for every stream."""
+    """Give name, family and data of each run; a single-stream family has a run for every stream."""
     data = load_training_data(options.data, options.fit)
     for family in options.families:
         if family != "single_stream":
@@ -69,7 +69,7 @@ def _run(name: str, family: str, data: TrainingData, options: CompareOptions, fo
 
 
 def _first_batch(data: TrainingData, accelerator: str) -> StreamBatch:
-    """One training batch on the device that the network was trained on."""
+    """Read one training batch, to the device that the network was trained on."""
     batch: StreamBatch = next(iter(data.train))
     on_gpu = accelerator != "cpu" and torch.cuda.is_available()
     return batch.to("cuda") if on_gpu else batch

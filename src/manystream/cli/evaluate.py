@@ -27,8 +27,9 @@ def evaluate(options: EvaluateOptions) -> None:
         out = fresh_path(options.out, "evaluate")
         loader = evaluation_loader(model, options.model, options.data)
         robustness = model.evaluate_conditions(loader, options.conditions, progress=True)
-        print_subsets({str(options.model): robustness.subsets})
-        print_curves(robustness.curves())
+        quantities = model.task.quantities()
+        print_subsets({str(options.model): robustness.subsets}, quantities)
+        print_curves(robustness.curves(), quantities[robustness.metric])
         config = plain(asdict(options))
         name = getattr(model.network, "layout", {}).get("family", "network")
         run = Run(name, model.task, {}, robustness.subsets, config, None, robustness)
@@ -41,5 +42,5 @@ def evaluate(options: EvaluateOptions) -> None:
 def _print_left(model: StreamModel, loader: DataLoader[Any], blanked: list[str]) -> None:
     """Measure the streams that are not taken away."""
     left = " + ".join(n for n in model.stream_names if n not in blanked)
-    measured = {left: model.evaluate(loader, blanked_streams=blanked, progress=True)}
-    print_subsets({left: measured})
+    measured = model.evaluate(loader, blanked_streams=blanked, progress=True)
+    print_subsets({left: {left: measured}}, model.task.quantities())

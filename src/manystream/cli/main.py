@@ -1,55 +1,90 @@
-"""Entry point: parse the command line, call, and turn errors into messages."""
+"""Entry point: parse the command line, call, and turn errors into messages.
+
+The options of a command are loaded when it is named, and what it calls when it is called: the list
+of commands and a word that is none of them are answered at once.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from inspect import cleandoc
-from itertools import pairwise
-from typing import Any
+from collections.abc import Iterable, Sequence
+from pkgutil import resolve_name
+from typing import Any, NamedTuple, NoReturn
 
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ArgumentParser
 
 from manystream import __version__
-from manystream.cli.compare import compare
-from manystream.cli.convert import convert
-from manystream.cli.data import check_data, show_data
-from manystream.cli.data_options import (
-    CheckDataOptions,
-    PrepareOptions,
-    ShowDataOptions,
-)
-from manystream.cli.evaluate import evaluate
-from manystream.cli.inspect import inspect
-from manystream.cli.memory import command_to_try
-from manystream.cli.nearest import NearestParser, option_names
-from manystream.cli.no_code import MODE, check_keys
-from manystream.cli.options import (
-    CompareOptions,
-    ConvertOptions,
-    EvaluateOptions,
-    InspectOptions,
-    PredictOptions,
-    TrainOptions,
-)
 from manystream.cli.output import complain
-from manystream.cli.predict import predict
-from manystream.cli.prepare import prepare
-from manystream.cli.train import train
+from manystream.cli.parser import (
+    CommandParser,
+    check_keys,
+    command_parser,
+    normalised,
+    with_dashes,
+)
 from manystream.extras import MissingExtraError, train_extra
-from manystream.training.out_of_memory import StepOutOfMemory
-from manystream.training.termination import TERMINATED, sigterm_handled
 
-COMMANDS: dict[str, tuple[type, Callable[[Any], int | None]]] = {
-    "train": (TrainOptions, train),
-    "evaluate": (EvaluateOptions, evaluate),
-    "predict": (PredictOptions, predict),
-    "compare": (CompareOptions, compare),
-    "inspect": (InspectOptions, inspect),
-    "convert": (ConvertOptions, convert),
-    "prepare": (PrepareOptions, prepare),
-    "data show": (ShowDataOptions, show_data),
-    "data check": (CheckDataOptions, check_data),
+
+class Command(NamedTuple):
+    """A command of the table.
+
+    Attributes:
+        help: what the list of commands says of it.
+        options: module and dataclass of what it takes, in this package.
+        run: module and function that it calls.
+    """
+
+    help: str
+    options: str
+    run: str
+
+
+COMMANDS = {
+    "train": Command(
+        "Train a network, and measure it with every subset of its streams.",
+        "options:TrainOptions",
+        "train:train",
+    ),
+    "evaluate": Command(
+        "Measure a trained network when sensors fail.",
+        "options:EvaluateOptions",
+        "evaluate:evaluate",
+    ),
+    "predict": Command(
+        "Write a trained network's predictions for a folder of images.",
+        "options:PredictOptions",
+        "predict:predict",
+    ),
+    "compare": Command(
+        "Train several families on the same data and compare them.",
+        "options:CompareOptions",
+        "compare:compare",
+    ),
+    "inspect": Command(
+        "Show how much each stream contributes at every layer.",
+        "options:InspectOptions",
+        "inspect:inspect",
+    ),
+    "convert": Command(
+        "Turn a checkpoint of the original implementation into a model file.",
+        "options:ConvertOptions",
+        "convert:convert",
+    ),
+    "prepare": Command(
+        "Write a data set once as arrays that need no decoding.",
+        "data_options:PrepareOptions",
+        "prepare:prepare",
+    ),
+    "data show": Command(
+        "Draw a contact sheet: some samples of every class.",
+        "data_options:ShowDataOptions",
+        "data:show_data",
+    ),
+    "data check": Command(
+        "Read every image of a data set and list what is wrong with it.",
+        "data_options:CheckDataOptions",
+        "data:check_data",
+    ),
 }
 
 GROUPS = {"data": "Look at a data set before training on it."}
@@ -57,9 +92,6 @@ GROUPS = {"data": "Look at a data set before training on it."}
 OUT_OF_MEMORY = 3
 
 INTERRUPTED = 130  # the shell's convention: 128 + SIGINT
-
-
-_SWITCHES = ("--resume",)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,30 +105,92 @@ def main(arguments: Sequence[str] | None = None) -> int:
         or written, or a package is missing; 3 if training does not fit into memory; 130 after
         Ctrl-C; 143 after SIGTERM.
     """
-    words = sys.argv[1:] if arguments is None else arguments
-    parser = build_parser()
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    name = named_command(words)
+    known: Iterable[str] = ()
+    try:
+        with train_extra():
+            parser = build_parser(name)
+            known = parser.known
+            values = _parse(parser, words)
+            assert name is not None  # else the parser has ended the process
+            return _call(COMMANDS[name], values[name.replace(" ", ".")].as_dict(), words)
+    except (ValueError, OSError, MissingExtraError) as error:
+        complain(f"error: {with_dashes(str(error), known)}")
+        return 2
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def named_command(words: Sequence[str]) -> str | None:
+    """Find the command that the words of a command line name, if they do.
+
+    Example:
+        >>> named_command(["data", "check", "--data.root", "rooms"])
+        'data check'
+        >>> named_command(["trian"])
+    """
+    first = [word for word in words if not word.startswith("-")][:2]
+    return next((name for name in (" ".join(first[:1]), " ".join(first)) if name in COMMANDS), None)
+
+
+def build_parser(named: str | None = None) -> CommandParser:
+    """Build a parser that knows all commands, and the options of the one that is named."""
+    parser = CommandParser(
+        prog="manystream",
+        description="Networks on several image streams that survive a missing sensor.",
+        version=__version__,
+        allow_abbrev=False,
+    )
+    groups = {"": parser.add_subcommands(title="commands", metavar="COMMAND")}
+    for name, command in COMMANDS.items():
+        group, _, word = name.rpartition(" ")
+        if group not in groups:
+            inner = CommandParser(description=GROUPS[group])
+            groups[""].add_subcommand(group, inner, help=GROUPS[group])
+            groups[group] = inner.add_subcommands(title="commands", metavar="COMMAND")
+        of_command = CommandParser()
+        if name == named:
+            of_command = command_parser(name, _load(command.options))
+            parser.known = of_command.known
+        groups[group].add_subcommand(word, of_command, help=command.help)
+    return parser
+
+
+def _parse(parser: ArgumentParser, words: Sequence[str]) -> Any:
+    """Read the words; the process ends where they ask for help or cannot be read."""
     try:
         check_keys(word.partition("=")[0].lstrip("-") for word in words if word.startswith("--"))
     except ValueError as error:
         parser.error(str(error))
-    parsed = parser.parse_args(_normalised(words))
-    name = _command(parsed)
-    options_class, run = COMMANDS[name]
+    return parser.instantiate(parser.parse_args(normalised(words)))
+
+
+def _call(command: Command, values: dict[str, Any], words: Sequence[str]) -> int:
+    """Call a command.
+
+    Args:
+        command: which.
+        values: of its options by name.
+        words: of the command line, for a message that names another to try.
+
+    Returns:
+        Exit status, see :func:`main`.
+    """
+    from manystream.training import StepOutOfMemory
+    from manystream.training.termination import TERMINATED, sigterm_handled
+
+    def end(*_: Any) -> NoReturn:
+        """End at SIGTERM as Ctrl-C does, so that a command cleans up."""
+        raise SystemExit(TERMINATED)
+
+    values.pop("config", None)
     try:
-        values = parser.instantiate(parsed)[name.replace(" ", ".")].as_dict()
-        values.pop("config", None)
-        with train_extra(), sigterm_handled(_end):
-            return run(options_class(**values)) or 0
-    except (ValueError, OSError, MissingExtraError) as error:
-        complain(f"error: {error}")
-        return 2
+        with sigterm_handled(end):
+            return _load(command.run)(_load(command.options)(**values)) or 0
     except StepOutOfMemory as error:
-        complain(f"error: {error.advice}")
-        if changes := error.advice.changes():
-            complain(f"try: {command_to_try(words, changes)}")
+        _complain_of_memory(error, words)
         return OUT_OF_MEMORY
-    except KeyboardInterrupt:
-        return INTERRUPTED
     except SystemExit as ended:
         if ended.code != TERMINATED:
             raise
@@ -104,60 +198,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return TERMINATED
 
 
-def _end(*_: Any) -> None:
-    """End a command at SIGTERM as Ctrl-C does, so that it cleans up."""
-    raise SystemExit(TERMINATED)
+def _complain_of_memory(error: Any, words: Sequence[str]) -> None:
+    """Say what does not fit, and which command to try."""
+    from manystream.cli.memory import command_to_try
+
+    complain(f"error: {error.advice}")
+    if changes := error.advice.changes():
+        complain(f"try: {command_to_try(words, changes)}")
 
 
-def build_parser() -> ArgumentParser:
-    """Parser of all commands, derived from their options."""
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = NearestParser(
-        prog="manystream",
-        description="Networks on several image streams that survive a missing sensor.",
-        version=__version__,
-        allow_abbrev=False,
-        parser_mode=MODE,
-    )
-    parser.known = [known for options, _ in COMMANDS.values() for known in option_names(options)]
-    groups = {"": parser.add_subcommands(title="commands", metavar="COMMAND")}
-    for group, description in GROUPS.items():
-        inner = ArgumentParser(description=description, parser_mode=MODE)
-        groups[""].add_subcommand(group, inner, help=description)
-        groups[group] = inner.add_subcommands(title="commands", metavar="COMMAND")
-    for name, (options, _) in COMMANDS.items():
-        group, _, word = name.rpartition(" ")
-        description = cleandoc(options.__doc__ or "").partition("\n\nRaises:")[0]
-        command = NearestParser(
-            description=description, usage=f"manystream {name} [options]", parser_mode=MODE
-        )
-        command.known = list(option_names(options))
-        command.add_argument(
-            "--config", action="config", help="YAML file with any of these options."
-        )
-        command.add_class_arguments(options)
-        groups[group].add_subcommand(word, command, help=description)
-    return parser
-
-
-def _command(parsed: Namespace) -> str:
-    """Name of the chosen command in the table."""
-    name: str = parsed.subcommand
-    return f"{name} {parsed[name].subcommand}" if name in GROUPS else name
-
-
-def _normalised(words: Sequence[str]) -> list[str]:
-    """Let options be written with dashes, and a switch without its value."""
-    named = [_underscored(word) for word in words]
-    return [
-        f"{word}=true" if word in _SWITCHES and following not in ("true", "false") else word
-        for word, following in pairwise([*named, ""])
-    ]
-
-
-def _underscored(word: str) -> str:
-    """Let options be written with dashes: ``--data.on-error`` is ``--data.on_error``."""
-    if not word.startswith("--"):
-        return word
-    name, equals, value = word.partition("=")
-    return "--" + name[2:].replace("-", "_") + equals + value
+def _load(name: str) -> Any:
+    """Import what the table names, for example ``options:TrainOptions``."""
+    return resolve_name(f"manystream.cli.{name}")

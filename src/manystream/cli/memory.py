@@ -61,7 +61,7 @@ def fill_memory(model: StreamModel, data: TrainingData, options: FitOptions) -> 
 
 
 def command_to_try(words: Sequence[str], changes: Mapping[str, Any]) -> str:
-    """A command line with some options changed, and written into a folder of its own.
+    """Change some options of a command line, and have it write into a folder of its own.
 
     Args:
         words: of the command line that failed.
@@ -80,7 +80,7 @@ def command_to_try(words: Sequence[str], changes: Mapping[str, Any]) -> str:
 
 
 def _value_of(option: str, words: Sequence[str]) -> str | None:
-    """The last value given to an option, as ``--option value`` or ``--option=value``."""
+    """Find the last value given to an option, as ``--option value`` or ``--option=value``."""
     given = [b for a, b in pairwise(words) if a == option]
     given += [word.partition("=")[2] for word in words if word.startswith(f"{option}=")]
     return given[-1] if given else None

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import torch
+from typing import Literal
 
 from manystream.choices import check_choices
 from manystream.data.image import MAX_PIXELS
@@ -13,9 +12,6 @@ from manystream.data.options import DataOptions
 from manystream.data.problems import OnError
 from manystream.data.streams import LengthUnit
 from manystream.evaluation import EvaluationOptions
-from manystream.model import create_model
-from manystream.models.families import family
-from manystream.models.memory_modes import MemoryMode
 from manystream.training import FitOptions
 
 
@@ -33,7 +29,7 @@ class ResNetOptions:
     """Multiplier of the ResNet's widths."""
     dropout: float = 0.0
     """Probability of dropping a feature before the head."""
-    memory: MemoryMode = "fast"
+    memory: Literal["fast", "balanced", "lean", "min"] = "fast"
     """What a training step keeps: from left to right less memory and more time, and the same
     gradients."""
 
@@ -43,29 +39,13 @@ class ResNetOptions:
 
 @dataclass
 class ModelOptions(ResNetOptions):
-    """Which network.
-
-    Raises:
-        ValueError: if there is no such network.
-    """
+    """Which network."""
 
     family: str = "li_net3"
     """How the streams are mixed: li_net3, li_net3_soma or direct_mixing_conv; or, to compare with,
     late_fusion, early_fusion or single_stream."""
     pretrained: dict[str, Path] | None = None
     """Weights of an ordinary ResNet for some streams, as {stream: file}."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        with torch.device("meta"):  # Takes no memory; an error is to come before all work.
-            create_model(
-                self.family,
-                depth=self.depth,
-                streams=[3],
-                num_classes=2,
-                width=self.width,
-                dropout=self.dropout,
-            )
 
 
 @dataclass
@@ -163,6 +143,8 @@ class CompareOptions:
     """How each is trained."""
 
     def __post_init__(self) -> None:
+        from manystream.models.families import family
+
         for name in self.families:
             family(name)
         if not self.families or len(set(self.families)) < len(self.families):

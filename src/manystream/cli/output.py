@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from manystream.extras import train_extra
 
@@ -14,7 +14,10 @@ with train_extra():
     from rich.console import Console
     from rich.table import Table
 
-from manystream.evaluation.conditions import Curve
+if TYPE_CHECKING:
+    from manystream.evaluation import ClassTable
+    from manystream.evaluation.conditions import Curve
+    from manystream.tasks import Quantity
 
 # Names of classes, streams and files are printed as they are: "[/red]" ends no colour, and
 # ":cat:" is no picture.
@@ -33,48 +36,59 @@ def complain(line: str) -> None:
     _print(Console(stderr=True, **_AS_IT_IS), line, style="red")
 
 
-def print_subsets(runs: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
-    """Print accuracies for every subset of streams; of several runs the mean class accuracy.
+def print_subsets(
+    runs: Mapping[str, Mapping[str, Mapping[str, float]]], quantities: Mapping[str, Quantity]
+) -> None:
+    """Print metrics for every subset of streams; of several runs the first of the metrics.
 
     Args:
-        runs: by the name of the run and the streams present, what ``evaluate`` measured.
+        runs: by the name of the run and the streams present, what ``evaluate_subsets`` measured.
+        quantities: how the task shows its metrics.
     """
-    console.print(_table_of_one(*runs.values()) if len(runs) == 1 else _table_of_several(runs))
+    table = _table_of_one if len(runs) == 1 else _table_of_several
+    console.print(table(runs, quantities))
 
 
-def _table_of_one(measured: Mapping[str, Mapping[str, float]]) -> Table:
+def _table_of_one(
+    runs: Mapping[str, Mapping[str, Mapping[str, float]]], quantities: Mapping[str, Quantity]
+) -> Table:
+    (measured,) = runs.values()
     table = Table("streams present")
-    table.add_column("mean class accuracy", justify="right")
-    table.add_column("accuracy", justify="right")
+    for quantity in quantities.values():
+        table.add_column(quantity.title, justify="right")
     for subset, values in measured.items():
-        table.add_row(subset, f"{values['mean_class_accuracy']:.1%}", f"{values['accuracy']:.1%}")
+        table.add_row(subset, *(shown.text(values[name]) for name, shown in quantities.items()))
     return table
 
 
-def _table_of_several(runs: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Table:
+def _table_of_several(
+    runs: Mapping[str, Mapping[str, Mapping[str, float]]], quantities: Mapping[str, Quantity]
+) -> Table:
     subsets = list(dict.fromkeys(subset for measured in runs.values() for subset in measured))
-    table = Table("streams present", caption="mean class accuracy")
+    metric, quantity = next(iter(quantities.items()))
+    table = Table("streams present", caption=quantity.title)
     for subset in subsets:
         table.add_column(subset, justify="right")
     for name, measured in runs.items():
-        values = [measured.get(subset, {}).get("mean_class_accuracy") for subset in subsets]
-        table.add_row(name, *("" if value is None else f"{value:.1%}" for value in values))
+        cells = (quantity.text(measured[s][metric]) if s in measured else "" for s in subsets)
+        table.add_row(name, *cells)
     return table
 
 
-def print_curves(curves: Mapping[str, Curve]) -> None:
+def print_curves(curves: Mapping[str, Curve], quantity: Quantity) -> None:
     """Print curves that have the same levels as one table each, a column per curve.
 
     Args:
         curves: by their titles.
+        quantity: how the metric that they show is printed.
     """
     for titles in _of_same_levels(curves):
         same = [curves[title] for title in titles]
-        table = Table(same[0].unit, caption="mean class accuracy")
+        table = Table(same[0].unit, caption=quantity.title)
         for title in titles:
             table.add_column(title, justify="right")
         for row, level in enumerate(same[0].levels):
-            table.add_row(f"{level:g}", *(_point(curve, row) for curve in same))
+            table.add_row(f"{level:g}", *(_point(curve, row, quantity) for curve in same))
         console.print(table)
 
 
@@ -85,13 +99,25 @@ def _of_same_levels(curves: Mapping[str, Curve]) -> list[list[str]]:
     return list(titles.values())
 
 
-def _point(curve: Curve, row: int) -> str:
-    spread = "" if curve.spread is None else f" ± {100 * curve.spread[row]:.1f}"
-    return f"{curve.values[row]:.1%}{spread}"
+def _point(curve: Curve, row: int, quantity: Quantity) -> str:
+    value = quantity.text(curve.values[row])
+    return value if curve.spread is None else f"{value} ± {quantity.text(curve.spread[row])}"
+
+
+def print_classes(table: ClassTable) -> None:
+    """Print how well each class is told."""
+    printed = Table("class")
+    for title in ("samples", "accuracy", "precision"):
+        printed.add_column(title, justify="right")
+    printed.add_column("most often taken for")
+    for row in table.rows():
+        shares = ("" if s is None else f"{s:.1%}" for s in (row.accuracy, row.precision))
+        printed.add_row(row.name, str(row.num_samples), *shares, row.taken_for or "")
+    console.print(printed)
 
 
 def fresh_path(out: Path | None, prefix: str = "") -> Path:
-    """The path to write to, by default one in ``runs`` with the date and time.
+    """Choose the path to write to, by default one in ``runs`` with the date and time.
 
     Raises:
         ValueError: if it exists, or cannot be made.
@@ -115,7 +141,7 @@ def fresh_path(out: Path | None, prefix: str = "") -> Path:
 
 
 def _nearest_folder(path: Path) -> Path:
-    """The first of a path's parents that is there."""
+    """Find the first of a path's parents that is there."""
     return next(parent for parent in path.absolute().parents if _is_there(parent))
 
 
@@ -129,7 +155,7 @@ def _is_there(path: Path) -> bool:
 
 
 def plain(values: Any) -> Any:
-    """Values that YAML and JSON can hold."""
+    """Turn values into what YAML and JSON can hold."""
     if isinstance(values, dict):
         return {key: plain(value) for key, value in values.items()}
     return str(values) if isinstance(values, Path) else values

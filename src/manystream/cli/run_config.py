@@ -20,7 +20,7 @@ _FREE = ("data.num_workers", "data.root", "fit.progress")
 
 
 def folder_of(options: TrainOptions, *, first: bool) -> Path:
-    """The folder of a run; for a new one it must not exist.
+    """Choose the folder of a run; for a new one it must not exist.
 
     Args:
         options: of the command.
@@ -39,7 +39,7 @@ def folder_of(options: TrainOptions, *, first: bool) -> Path:
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
-    """The configuration that a run was started with; None if it got not that far.
+    """Read the configuration that a run was started with; None where none was written.
 
     Raises:
         ValueError: if it cannot be read, or is no longer what was written.
@@ -65,7 +65,7 @@ def _damaged(path: Path, reason: str) -> ValueError:
 
 
 def command_to_resume(folder: Path) -> str:
-    """The command line that goes on with a run."""
+    """Write the command line that goes on with a run."""
     words = ["manystream", "train", "--config", str(folder / _FILE), "--out", str(folder)]
     return shlex.join([*words, "--resume"])
 
@@ -88,7 +88,7 @@ def write_config(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def config_of(options: TrainOptions) -> dict[str, Any]:
-    """What was asked for, but for the folder, so that it can be asked for again."""
+    """Give what was asked for, but for the folder, so that it can be asked for again."""
     config = plain(asdict(options))
     del config["out"], config["resume"]
     # As it will be read: YAML has lists only.

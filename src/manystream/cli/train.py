@@ -11,10 +11,9 @@ from pathlib import Path
 import torch
 
 from manystream.cli.batches import load_training_data
-from manystream.cli.classes import report_classes
 from manystream.cli.memory import check_can_size, fill_memory
-from manystream.cli.options import TrainOptions
-from manystream.cli.output import console, print_subsets, say
+from manystream.cli.options import ModelOptions, TrainOptions
+from manystream.cli.output import console, print_classes, print_subsets, say
 from manystream.cli.run_config import (
     check_same_config,
     command_to_resume,
@@ -23,7 +22,10 @@ from manystream.cli.run_config import (
     read_config,
     write_config,
 )
+from manystream.evaluation import ClassTable
+from manystream.evaluation.plots import plot_confusion
 from manystream.evaluation.report import Run, write_report
+from manystream.evaluation.strict_json import strict_json
 from manystream.model import StreamModel, create_model
 from manystream.tasks import Classification
 from manystream.training.callbacks.loss_guard import NonFiniteLossError
@@ -35,7 +37,7 @@ MODEL_FILE = "model.safetensors"
 
 
 def train(options: TrainOptions) -> None:
-    """Run one training."""
+    """Train a network, then print and write how well it does."""
     first = first_to_start()
     console.quiet = not first
     out = folder_of(options, first=first)
@@ -45,6 +47,7 @@ def train(options: TrainOptions) -> None:
     find_size = options.data.batch_size == "auto"
     if find_size:
         check_can_size(options.fit)
+    _check_model(options.model)
     wanted = replace(options.data, batch_size=1) if find_size else options.data
     data = load_training_data(wanted, options.fit)
     torch.manual_seed(options.fit.seed)
@@ -68,10 +71,28 @@ def train(options: TrainOptions) -> None:
     if not first:
         return
     subsets = model.evaluate_subsets(data.val, accelerator=options.fit.accelerator)
-    print_subsets({options.model.family: subsets})
-    report_classes(model.evaluate_classes(data.val, accelerator=options.fit.accelerator), out)
+    print_subsets({options.model.family: subsets}, model.task.quantities())
+    classes = model.evaluate_classes(data.val, accelerator=options.fit.accelerator)
+    print_classes(classes)
+    _write_classes(classes, out)
     run = Run(options.model.family, model.task, history, subsets, config)
     say(f"report: {write_report([run], out, f'manystream: {out.name}')}")
+
+
+def _check_model(options: ModelOptions) -> None:
+    """Refuse a network that cannot be built, before the data are looked at.
+
+    Raises:
+        ValueError: if there is no such network.
+    """
+    size = asdict(replace(options, pretrained=None))  # weights are of streams yet unknown
+    with torch.device("meta"):  # takes no memory
+        create_model(**size, streams=[3], num_classes=2)
+
+
+def _write_classes(table: ClassTable, folder: Path) -> None:
+    (folder / "classes.json").write_text(strict_json(table.to_dict()) + "\n")
+    plot_confusion(table).savefig(folder / "confusion.png", dpi=120)
 
 
 @contextmanager

@@ -1,20 +1,18 @@
 """How well a network holds: by class, with every subset of its streams, with failing sensors."""
 
-from manystream.extras import train_extra
+from manystream.lazy import load_when_asked
 
-with train_extra():
-    from manystream.evaluation.conditions import EvaluationOptions, Robustness, evaluate_conditions
-    from manystream.evaluation.inference import predict
-    from manystream.evaluation.per_class import ClassTable, evaluate_classes
-    from manystream.evaluation.subsets import evaluate, evaluate_subsets
+_MODULES = {
+    "ClassTable": "per_class",
+    "EvaluationOptions": "options",
+    "Robustness": "conditions",
+    "evaluate": "subsets",
+    "evaluate_classes": "per_class",
+    "evaluate_conditions": "conditions",
+    "evaluate_subsets": "subsets",
+    "predict": "inference",
+}
 
-__all__ = [
-    "ClassTable",
-    "EvaluationOptions",
-    "Robustness",
-    "evaluate",
-    "evaluate_classes",
-    "evaluate_conditions",
-    "evaluate_subsets",
-    "predict",
-]
+__all__ = [*_MODULES]  # pyright: ignore[reportUnsupportedDunderAll]
+
+load_when_asked(__name__, _MODULES)

@@ -1,20 +1,16 @@
 """Training through Lightning; only what is ours is here."""
 
-from manystream.extras import train_extra
+from manystream.lazy import load_when_asked
 
-with train_extra():
-    from manystream.training.batch_size import find_batch_size
-    from manystream.training.distributed import average_gradients
-    from manystream.training.fit import fit
-    from manystream.training.history import History
-    from manystream.training.options import FitOptions
-    from manystream.training.out_of_memory import StepOutOfMemory
+_MODULES = {
+    "FitOptions": "options",
+    "History": "history",
+    "StepOutOfMemory": "out_of_memory",
+    "average_gradients": "distributed",
+    "find_batch_size": "batch_size",
+    "fit": "fit",
+}
 
-__all__ = [
-    "FitOptions",
-    "History",
-    "StepOutOfMemory",
-    "average_gradients",
-    "find_batch_size",
-    "fit",
-]
+__all__ = [*_MODULES]  # pyright: ignore[reportUnsupportedDunderAll]
+
+load_when_asked(__name__, _MODULES)

@@ -1,22 +1,23 @@
-"""What `fit` can be told, as one typed dataclass that the command line reads too."""
+"""What `fit` can be told, as one typed dataclass that the command line reads too.
 
-from __future__ import annotations
+The command line reads it before it knows whether anything will be trained, so nothing is imported
+here that needs torch: what a check calls is imported where something was asked for.
+"""
 
+# Annotations are not postponed: to read postponed ones, jsonargparse imports what stands under
+# TYPE_CHECKING.
 import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from numbers import Real
-from typing import Any, Literal, NamedTuple
-
-import torch
-from torch.optim import Optimizer
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from manystream.choices import check_choices, did_you_mean
-from manystream.dropout import ModalityDropout, Schedule
-from manystream.tasks import Task
-from manystream.training.distributed import AFTER_BACKWARD
-from manystream.training.optimizer import build_optimizer
+
+if TYPE_CHECKING:
+    from manystream.dropout import ModalityDropout
+    from manystream.tasks import Task
 
 Precision = Literal["32-true", "tf32", "bf16-mixed", "16-mixed", "64-true"]
 
@@ -67,7 +68,7 @@ class FitOptions:
     """Epochs without improvement that plateau lets pass."""
 
     # The optimizer.
-    optimizer: str | Callable[..., Optimizer] = "adamw"
+    optimizer: str | Callable[..., Any] = "adamw"
     """adamw, sgd (momentum 0.9, Nesterov), or the path of a class, for example torch.optim.RAdam;
     in Python also anything that takes parameter groups and lr."""
     optimizer_arguments: dict[str, Any] = field(default_factory=dict)
@@ -101,7 +102,7 @@ class FitOptions:
     """Whether training samples lose streams at random."""
     modality_dropout_rate: float | list[float] = 0.2
     """Final probability that a sample loses a stream, or one per stream, for example [0.1,0.3]."""
-    modality_dropout_schedule: Schedule = "ramp_up"
+    modality_dropout_schedule: Literal["ramp_up", "ramp_down"] = "ramp_up"
     """Whether the probability rises from 0 or falls from 1."""
     modality_dropout_start: int = 0
     """First epoch of the ramp."""
@@ -184,7 +185,7 @@ class FitOptions:
                 "themselves; set subset_accuracy_every to 1 or more"
             )
 
-    def monitored(self, task: Task) -> Monitor:
+    def monitored(self, task: "Task") -> Monitor:
         """Find what ``monitor`` means for a task, and whether more of it is better.
 
         Raises:
@@ -205,7 +206,7 @@ class FitOptions:
         more = None if is_primary else task.metrics()[metric].higher_is_better
         return Monitor(name, "max" if (task.higher_is_better if more is None else more) else "min")
 
-    def make_dropout(self, num_streams: int) -> ModalityDropout | None:
+    def make_dropout(self, num_streams: int) -> "ModalityDropout | None":
         """Make modality dropout for a network with so many streams; None where it is off.
 
         Raises:
@@ -219,6 +220,10 @@ class FitOptions:
         Raises:
             ValueError: if ``devices`` are not as many as torchrun has started.
         """
+        import torch
+
+        from manystream.training.distributed import AFTER_BACKWARD
+
         devices, nodes = self.devices, 1
         if torch.distributed.is_torchelastic_launched():
             devices = int(os.environ["LOCAL_WORLD_SIZE"])
@@ -302,7 +307,12 @@ def _check_optimizer(options: FitOptions) -> None:
             raise ValueError(
                 f"learning_rate_multipliers has {name}: {multiplier}; expected more than 0"
             )
-    if isinstance(options.optimizer, str):
+    is_default = options.optimizer == _DEFAULTS["optimizer"] and not options.optimizer_arguments
+    if isinstance(options.optimizer, str) and not is_default:
+        import torch
+
+        from manystream.training.optimizer import build_optimizer
+
         groups = [{"params": [torch.zeros(1, requires_grad=True)]}]
         build_optimizer(
             options.optimizer, groups, options.learning_rate, options.optimizer_arguments
@@ -317,16 +327,18 @@ def _check_class_weights(options: FitOptions) -> None:
 
 def _check_dropout(options: FitOptions) -> None:
     """Check what does not depend on the number of streams, also where dropout is off."""
-    rate = options.modality_dropout_rate
-    fewest = len(rate) if isinstance(rate, list) else options.modality_dropout_max_blanked + 1
-    _dropout(options, max(fewest, 2))
-    if options.modality_dropout:
-        return
     said = {
         name: value
         for name, default in dropout_off().items()
         if (value := getattr(options, name)) != default
     }
+    if not said:
+        return
+    rate = options.modality_dropout_rate
+    fewest = len(rate) if isinstance(rate, list) else options.modality_dropout_max_blanked + 1
+    _dropout(options, max(fewest, 2))
+    if options.modality_dropout:
+        return
     if not any(rate if isinstance(rate, list) else [rate]):
         said.pop("modality_dropout_rate", None)
     if said:
@@ -338,7 +350,9 @@ def _check_dropout(options: FitOptions) -> None:
         )
 
 
-def _dropout(options: FitOptions, num_streams: int) -> ModalityDropout:
+def _dropout(options: FitOptions, num_streams: int) -> "ModalityDropout":
+    from manystream.dropout import ModalityDropout
+
     return ModalityDropout(
         num_streams,
         options.modality_dropout_rate,

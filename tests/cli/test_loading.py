@@ -1,0 +1,78 @@
+"""What a command line loads before it is answered: a slip of the pen costs no import of torch."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.test_imports import HEAVY
+
+PARSING = {"jsonargparse", "rich", "yaml"}
+OPTIONS = {*PARSING, "PIL", "numpy"}
+
+SCRIPT = """
+import json, sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from manystream.cli import main
+said = StringIO()
+with redirect_stdout(said), redirect_stderr(said):
+    try:
+        main({words!r})
+    except SystemExit:
+        pass
+print(json.dumps([said.getvalue(), list(sys.modules)]))
+"""
+
+
+def answer(*words: str) -> tuple[str, set[str]]:
+    """What a command line prints, and the packages that its process has loaded."""
+    command = [sys.executable, "-c", SCRIPT.format(words=words)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    said, modules = json.loads(run.stdout)
+    return said, {name.partition(".")[0] for name in modules} & {*HEAVY, "numpy", "torch"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--version"], "manystream "),
+        (["--help"], "Measure a trained network when sensors fail."),
+        (["trian"], "invalid choice: 'trian'"),
+        (["data", "chekc"], "invalid choice: 'chekc'"),
+        (["--verison"], "unrecognized arguments: --verison"),
+        ([], "COMMAND"),
+    ],
+)
+def test_the_list_of_commands_needs_the_parser_only(words, said):
+    printed, loaded = answer(*words)
+    assert said in printed
+    assert loaded <= PARSING
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train", "--fit.epohcs=3"], "did you mean fit.epochs?"),
+        (["train", "--fit.epochs=many"], "fit.epochs"),
+        (["compare", "--famlies=[li_net3]"], "did you mean families?"),
+        (["evaluate", "--model=m", "--conditions.loss_drawz=3"], "conditions.loss_draws?"),
+        (["predict", "--model=m", "--folder=f", "--uints={d: mm}"], "did you mean units?"),
+        (["inspect", "--model=m", "--data.rooot=r"], "did you mean data.root?"),
+        (["convert", "--checkpoint=c", "--out=o", "--strems=[rgb]"], "did you mean streams?"),
+        (["prepare", "--out=o", "--sise=12"], "did you mean size?"),
+        (["data", "show", "--per_clas=2"], "did you mean per_class?"),
+        (["data", "check", "--data.num_workers=many"], "data.num_workers"),
+    ],
+)
+def test_a_mistyped_option_needs_no_torch(words, said):
+    printed, loaded = answer(*words)
+    assert said in printed
+    assert loaded <= OPTIONS
+
+
+def test_what_is_loaded_is_seen():
+    printed, loaded = answer("convert", "--checkpoint=/none", "--out=/none/m.safetensors")
+    assert "/none" in printed
+    assert {"torch", "numpy"} <= loaded
