@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "tasks": NOBODY,
     "graphs": {"functional", "batch"},
     "memory": CORE | {"layers", "models", "tasks", "graphs"},  # to tell what each part keeps
-    "data": {"choices", "extras", "presence", "batch", "dropout"},
+    "data": {"choices", "extras", "files", "lazy", "presence", "batch", "dropout"},
     "evaluation": {"lazy", "batch", "dropout", "models", "tasks", "memory", "data"},
     "training": {*BELOW_DATA, "lazy", "data", "evaluation"},
     "model": {"choices", "batch", "models", "tasks", "evaluation", "training"},

@@ -26,11 +26,10 @@ class _Room(ModuleType):
         return found
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # Importing a submodule binds it to its name in the package; where a public function has
-        # the same name, the function stays there.
-        if isinstance(value, ModuleType) and name in self._modules:
-            value = getattr(value, name)
-        super().__setattr__(name, value)
+        # Importing a submodule binds it to its name in the package; where a public name is the
+        # same, that is what the package has.
+        if not (isinstance(value, ModuleType) and name in self._modules):
+            super().__setattr__(name, value)
 
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *self._modules})

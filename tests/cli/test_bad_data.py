@@ -173,7 +173,7 @@ def test_validation_on_a_part_of_what_was_trained_on(tmp_path, refused):
     for number in range(8):
         write_image(tmp_path / f"{number}.png", color(number))
     said = refused(manifest, "--data.train_split=trainval")
-    assert "val_split is val, and train_split is trainval" in said
+    assert "--data.val_split is val, and --data.train_split is trainval" in said
 
 
 def test_color_has_no_unit(folder, refused):
