@@ -1,6 +1,6 @@
 """Masked execution of a StreamResNet: the slow, plain truth that compact execution must equal.
 
-Written from DESIGN section 2, naive on purpose. Every stream holds all B rows; absent ones are
+Written from the equations, naive on purpose. Every stream holds all B rows; absent ones are
 multiplied by zero after each convolution; batch norm runs on the gathered present rows and is
 scattered back into zeros. The model is only read: parameters, buffers and which modules it has.
 """

@@ -40,7 +40,7 @@ def build(
 def by_hand(
     layer: StreamConv2d, batch: StreamBatch, stride: int | tuple[int, int]
 ) -> tuple[list[Tensor], Tensor]:
-    """DESIGN section 2, sample by sample."""
+    """The equations, sample by sample."""
     streams, mixed = [], {}
     for m, x in enumerate(batch.streams):
         weight, bias = layer.streams[m].weight, layer.streams[m].bias

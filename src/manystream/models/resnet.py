@@ -58,7 +58,7 @@ class StreamResNet(StreamNetwork):
         ValueError: if an argument is outside of what is named here.
 
     Source:
-        He et al., "Deep Residual Learning for Image Recognition", 2016; DESIGN section 2.
+        He et al., "Deep Residual Learning for Image Recognition", 2016.
 
     Example:
         >>> net = StreamResNet(family="li_net3", block="basic", layers=(1, 1, 1, 1),
