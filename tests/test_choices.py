@@ -37,7 +37,6 @@ STREAMS = {"rgb": 3, "depth": 1}
         (FitOptions, "schedule", "cosin", "did you mean cosine?"),
         (FitOptions, "loss", "focl", "expected one of cross_entropy, focal; did you mean focal?"),
         (FitOptions, "class_weights", "balance", "did you mean balanced?"),
-        (FitOptions, "monitor", "val_los", "did you mean val_loss?"),
         (FitOptions, "modality_dropout_schedule", "rampup", "did you mean ramp_up?"),
         (FitOptions, "restore_best", "false", "expected one of True, False"),
     ],
@@ -76,6 +75,11 @@ def test_a_misspelt_choice_of_others(options, changes, message):
 def test_what_is_a_choice_is_taken(options, changes):
     made = options(**changes)
     assert {name: getattr(made, name) for name in changes} == changes
+
+
+def test_a_misspelt_metric_of_the_task():
+    with pytest.raises(ValueError, match=r"monitor is 'val_los'; .* did you mean val_loss\?"):
+        FitOptions(monitor="val_los").monitored(ms.tasks.Classification(2))
 
 
 def has_choices(hint) -> bool:

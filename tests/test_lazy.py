@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-ROOMS = ("manystream.evaluation", "manystream.training")
+ROOMS = ("manystream.data", "manystream.evaluation", "manystream.training")
 
 
 @pytest.mark.parametrize("name", ROOMS)
@@ -27,9 +27,13 @@ def test_a_name_that_there_is_not(name):
         import_module(name).fti  # noqa: B018
 
 
-def test_a_function_is_not_hidden_by_the_module_it_is_named_as():
+@pytest.mark.parametrize(
+    ("room", "name"), [("training", "fit"), ("data", "loader"), ("data", "scenes")]
+)
+def test_a_function_is_not_hidden_by_the_module_it_is_named_as(room, name):
+    """Whichever of the two is loaded first."""
     script = (
-        "import manystream.training.fit, manystream.training as room; room.fit.__code__; "
-        "from manystream.training import fit; assert fit is room.fit"
+        f"import manystream.{room}.{name}, manystream.{room} as room; room.{name}.__code__; "
+        f"from manystream.{room} import {name}; assert {name} is room.{name}"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
