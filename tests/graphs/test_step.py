@@ -387,6 +387,7 @@ def test_a_training_run_ends_alike_with_and_without_graphs():
 @pytest.mark.filterwarnings("ignore")
 def test_fit_with_graphs_ends_like_fit_without():
     pytest.importorskip("lightning")
+    from manystream.tasks import Classification
     from manystream.training.fit import fit
     from manystream.training.options import FitOptions
 
@@ -408,5 +409,6 @@ def test_fit_with_graphs_ends_like_fit_without():
             }
         ] * 6
         options = FitOptions(epochs=2, cuda_graphs=graphs, progress=False, accelerator="gpu")
-        ends.append(fit(network, loader, options=options)["train_loss"][-1])
+        task = Classification(network.num_classes)
+        ends.append(fit(network, task, loader, options=options)["train_loss"][-1])
     assert ends[0] == pytest.approx(ends[1], rel=0.02)
