@@ -105,7 +105,8 @@ def _nearest_pixels(frames: Tensor, size: Size) -> tuple[Tensor, Tensor]:
 
 def _nearest(lengths: Tensor, size: int) -> Tensor:
     """Pixel of an axis of each length that is nearest to each pixel of the result, (B, size)."""
-    scale = (lengths.float() / size)[:, None]
+    # By a number a GPU would multiply with its inverse, and take another pixel than a CPU.
+    scale = (lengths.float() / torch.full_like(lengths, size, dtype=torch.float32))[:, None]
     nearest = ((_count(size, scale) + 0.5) * scale).floor().long()
     return nearest.minimum(lengths[:, None] - 1)
 
