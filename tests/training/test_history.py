@@ -2,6 +2,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from lightning.pytorch.loggers import CSVLogger
 
@@ -153,3 +154,9 @@ def test_a_logger_that_there_is_not(name):
 def test_arguments_that_it_does_not_take(tmp_path):
     with pytest.raises(ValueError, match=r"logger 'csv' with arguments .*colour"):
         make_loggers({"csv": {"colour": "red"}}, tmp_path)
+
+
+def test_a_learning_rate_of_numpy_is_written_down(tmp_path):
+    options = {"epochs": 1, "learning_rate": np.float32(0.01), **CPU}
+    tiny_model().fit(tuple_batches(8), out_dir=tmp_path, **options)
+    assert strict(tmp_path / "history.json")["learning_rate"] == [pytest.approx(0.01)]

@@ -72,7 +72,7 @@ class HistoryRecorder(pl.Callback):
         dropout = cast("ModalityDropout | None", pl_module.dropout)
         self._used = {
             "dropout_probability": dropout.probability(trainer.current_epoch) if dropout else 0.0,
-            "learning_rate": group["lr"] / group["multiplier"],
+            "learning_rate": float(group["lr"] / group["multiplier"]),
         }
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
