@@ -9,7 +9,7 @@ demo: .venv/ready  ## Train with and without modality dropout, and compare
 	$(BIN)/python examples/demo.py
 
 test: lint  ## Everything that has to hold
-	$(BIN)/pytest --numprocesses auto
+	$(BIN)/pytest --numprocesses auto --dist loadgroup
 
 lint: .venv/ready
 	$(BIN)/ruff format --check
