@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from manystream.functional import remat
 from manystream.functional.few_channels import few_channels_conv2d, has_few_channels
+from manystream.functional.layout import as_matrix
 
 _ONEDNN_BLOCK = 16
 """Channels that oneDNN computes at once; its scratch memory is too small for fewer, see below."""
@@ -94,7 +95,7 @@ class _SparseConv(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         grad_x = grad_weight = None
-        matrix, border = _as_matrix(grad), [ctx.padding] * 4
+        matrix, border = as_matrix(grad), [ctx.padding] * 4
         every = slice(None, None, ctx.stride)
         if ctx.needs_input_grad[0]:
             shape = (len(grad), *grad.shape[2:], x.shape[1])
@@ -103,12 +104,7 @@ class _SparseConv(torch.autograd.Function):
             padded[:, :, every, every] = of_seen.permute(0, 3, 1, 2)
             grad_x = F.pad(padded, [-side for side in border])
         if ctx.needs_input_grad[1]:
-            seen = _as_matrix(F.pad(x, border)[:, :, every, every].to(grad.dtype))
+            seen = as_matrix(F.pad(x, border)[:, :, every, every].to(grad.dtype))
             grad_weight = torch.empty_like(weight, dtype=grad.dtype)  # in the strides DDP wants
             torch.mm(matrix.t(), seen, out=grad_weight.flatten(1))
         return grad_x, grad_weight, None, None, None
-
-
-def _as_matrix(images: Tensor) -> Tensor:
-    """(B, C, H, W) as (B·H·W, C)."""
-    return images.permute(0, 2, 3, 1).flatten(0, 2)
