@@ -90,6 +90,7 @@ def small_resnet(
     *,
     family: str = "li_net3",
     dropout: float = 0.0,
+    subset_norms: bool = False,
     dtype: torch.dtype = torch.float64,
 ) -> StreamResNet:
     """A tiny network of 5 classes with nothing at a special value; see :func:`randomise`."""
@@ -103,6 +104,7 @@ def small_resnet(
             in_channels=CHANNELS[:num_streams],
             num_classes=5,
             dropout=dropout,
+            subset_norms=subset_norms,
         ).to(dtype)
         randomise(model)
     return model

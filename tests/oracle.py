@@ -18,6 +18,7 @@ from manystream.layers import (
     ScalarIntegration,
     StreamConv2d,
     StreamNormAct2d,
+    SubsetNorms,
 )
 from manystream.models import StreamResNet
 
@@ -39,8 +40,32 @@ def masked_forward(
         present: (B, M), bool.
         training: whether norms use the statistics of the batch and move the running ones.
     """
-    run = _MaskedRun(present, training)
-    pathways = run.conv(model.conv1, list(inputs), None, stride=2)
+    return _forward(model, list(inputs), _MaskedRun(present, training))
+
+
+def forward_by_view(
+    model: StreamResNet,
+    inputs: Sequence[Tensor],
+    present: Tensor,
+    seen: Sequence[tuple[int, int]],
+    *,
+    training: bool,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Logits of samples that are seen with several subsets of their streams; else as the above.
+
+    Each stream runs once over its rows; those of a view are then picked by their numbers.
+
+    Args:
+        seen: of each view the number of its sample, and the bits of its streams.
+    """
+    streams = [x[present[:, m]] for m, x in enumerate(inputs)]
+    return _forward(model, streams, _ViewRun(present, seen, training))
+
+
+def _forward(
+    model: StreamResNet, streams: list[Tensor], run: "_MaskedRun"
+) -> tuple[Tensor, dict[str, Tensor]]:
+    pathways = run.conv(model.conv1, streams, None, stride=2)
     pathways = run.norm(model.bn1, pathways)
     pathways = _each(F.relu, pathways)
     pathways = _each(lambda x: F.max_pool2d(x, 3, 2, 1), pathways)
@@ -85,8 +110,14 @@ class _MaskedRun:
         for m, x in enumerate(streams):
             weight = layer.streams[m].weight
             y = F.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2)
-            raw.append(y * self.present[:, m].to(y.dtype).view(-1, 1, 1, 1))
+            raw.append(self.seen_by_layers(m, y))
         return raw, self.integrate(layer.integration, raw, integrated, stride)
+
+    def seen_by_layers(self, stream: int, raw: Tensor) -> Tensor:
+        return raw * self.present[:, stream].to(raw.dtype).view(-1, 1, 1, 1)
+
+    def placed(self, stream: int, mixed: Tensor) -> Tensor:
+        return mixed
 
     def integrate(
         self, rule: nn.Module, raw: list[Tensor], integrated: Tensor | None, stride: int
@@ -98,6 +129,7 @@ class _MaskedRun:
             scale = rule.integrated_scalar
         else:
             raise NotImplementedError(f"the oracle does not know {type(rule).__name__}")
+        mixed = [self.placed(m, y) for m, y in enumerate(mixed)]
         if integrated is not None:
             mixed.append(scale * F.conv2d(integrated, rule.integrated_weight, stride=stride))
         return torch.stack(mixed).sum(dim=0)
@@ -131,6 +163,41 @@ class _MaskedRun:
                 (1 - MOMENTUM) * norm.running_var + MOMENTUM * squares.detach() / (count - 1),
             )
         return _affine(norm, (x - mean.view(-1, 1, 1)) / (var.view(-1, 1, 1) + EPS).sqrt())
+
+
+class _ViewRun(_MaskedRun):
+    """One forward in which the integrated pathway has a row for each view."""
+
+    def __init__(self, present: Tensor, seen: Sequence[tuple[int, int]], training: bool) -> None:
+        super().__init__(present, training)
+        self.sample = torch.tensor([sample for sample, _ in seen])
+        self.subset = torch.tensor([subset for _, subset in seen])
+
+    def seen_by_layers(self, stream: int, raw: Tensor) -> Tensor:
+        return raw
+
+    def placed(self, stream: int, mixed: Tensor) -> Tensor:
+        has = (self.subset >> stream & 1).bool().nonzero().flatten()
+        row = self.present[:, stream].cumsum(0) - 1
+        picked = mixed.index_select(0, row[self.sample[has]])
+        return mixed.new_zeros(len(self.sample), *mixed.shape[1:]).index_copy(0, has, picked)
+
+    def norm(self, layer: StreamNormAct2d, pathways: Pathways) -> Pathways:
+        streams = [
+            self.batch_norm(norm, x) for norm, x in zip(layer.streams, pathways[0], strict=True)
+        ]
+        return streams, self.integrated_norm(layer.integrated, pathways[1])
+
+    def integrated_norm(self, norm: nn.Module, x: Tensor) -> Tensor:
+        if not isinstance(norm, SubsetNorms):
+            return super().integrated_norm(norm, x)
+        y = torch.zeros_like(x)
+        for subset in self.subset.unique().tolist():
+            rows = (self.subset == subset).nonzero().flatten()
+            name = "_".join(str(m) for m in range(self.present.shape[1]) if subset >> m & 1)
+            own = self.batch_norm(getattr(norm, name), x.index_select(0, rows))
+            y = y.index_copy(0, rows, own)
+        return y
 
 
 def _each(function, pathways: Pathways) -> Pathways:

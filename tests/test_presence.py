@@ -1,8 +1,10 @@
 import itertools
+from collections import Counter
 
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from manystream.presence import Presence, Views, gray_rank, mask_from_blanked
@@ -24,9 +26,8 @@ def subsets_of(pattern: int) -> set[int]:
 
 def seen(views: Views) -> list[tuple[int, int]]:
     """The caller's sample and the subset of each view."""
-    samples = sorted_samples(views.presence)
     subset = [g.subset for g in views.groups for _ in range(g.views.start, g.views.stop)]
-    return [(samples[p], s) for p, s in zip(views.sample.tolist(), subset, strict=True)]
+    return list(zip(views.sample.tolist(), subset, strict=True))
 
 
 def entering(views: Views, stream: int) -> dict[int, int]:
@@ -75,13 +76,13 @@ def test_full_views_are_the_sorted_samples(words: str) -> None:
 @given(presences(max_samples=5))
 def test_all_subsets_hold_every_subset_of_what_a_sample_has_once(words: str) -> None:
     mask = mask_of(words)
-    views = Views.all_subsets(Presence.from_mask(mask))
+    views = Views.with_subsets(Presence.from_mask(mask))
     expected = {(b, s) for b in range(len(mask)) for s in subsets_of(bits(mask[b]))}
     assert len(seen(views)) == len(expected)
     assert set(seen(views)) == expected
 
 
-@pytest.mark.parametrize("build", [Views.full_only, Views.all_subsets])
+@pytest.mark.parametrize("build", [Views.full_only, Views.with_subsets])
 @given(words=presences(max_samples=5))
 def test_runs_bring_each_view_the_rows_of_its_sample(build, words: str) -> None:
     mask = mask_of(words)
@@ -105,7 +106,7 @@ def presence_rows(views: Views, stream: int) -> int:
     return views.presence.num_rows(stream)
 
 
-@pytest.mark.parametrize("build", [Views.full_only, Views.all_subsets])
+@pytest.mark.parametrize("build", [Views.full_only, Views.with_subsets])
 @given(words=presences(max_samples=5))
 def test_restore_picks_the_full_views_in_the_callers_order(build, words: str) -> None:
     mask = mask_of(words)
@@ -114,7 +115,7 @@ def test_restore_picks_the_full_views_in_the_callers_order(build, words: str) ->
     assert views.restore(told).tolist() == [[b, bits(row)] for b, row in enumerate(mask)]
 
 
-@pytest.mark.parametrize("build", [Views.full_only, Views.all_subsets])
+@pytest.mark.parametrize("build", [Views.full_only, Views.with_subsets])
 def test_two_complete_streams_enter_in_one_run_a_group(build) -> None:
     views = build(Presence.all_present(4, 2))
     having = {m: sum(g.subset >> m & 1 for g in views.groups) for m in (0, 1)}
@@ -153,11 +154,11 @@ def test_from_blanked_is_the_opposite_of_present() -> None:
     assert torch.equal(mask_from_blanked({}, 2, 2), mask_of("11 11"))
 
 
-def test_only_the_way_back_goes_to_the_device() -> None:
+def test_the_mask_stays_on_the_host() -> None:
     views = Views.full_only(Presence.from_mask(mask_of("110 101 011"))).to("meta")
     assert views.full is not None
-    assert views.full.device.type == "meta"
-    assert views.sample.device.type == views.presence.mask.device.type == "cpu"
+    assert {t.device.type for t in (views.full, views.sample, views.weight)} == {"meta"}
+    assert views.presence.mask.device.type == "cpu"
 
 
 @pytest.mark.parametrize(
@@ -192,3 +193,53 @@ def test_bad_masks(mask: Tensor, message: str) -> None:
 def test_bad_blanked_masks(blanked: dict[int, Tensor], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Presence.from_blanked(blanked, num_samples=3, num_streams=2)
+
+
+@given(presences(min_streams=2, max_samples=8), st.integers(2, 7))
+def test_few_subsets_go_round_evenly(words: str, per_sample: int) -> None:
+    """Every sample has its full view and others, which are as frequent as each other."""
+    mask = mask_of(words)
+    views = Views.with_subsets(Presence.from_mask(mask), per_sample)
+    told = seen(views)
+    assert len(set(told)) == len(told)
+    for pattern in {bits(row) for row in mask}:
+        samples = {b for b, row in enumerate(mask) if bits(row) == pattern}
+        smaller = subsets_of(pattern) - {pattern}
+        each = min(per_sample - 1, len(smaller))
+        for b in samples:
+            mine = {s for a, s in told if a == b}
+            assert pattern in mine
+            assert len(mine) == each + 1
+            assert mine <= smaller | {pattern}
+        counts = [sum(a in samples and s == subset for a, s in told) for subset in smaller]
+        assert max(counts, default=0) - min(counts, default=0) <= 2
+    for m in range(mask.shape[1]):
+        found = entering(views, m)
+        assert found == {v: b for v, (b, subset) in enumerate(told) if subset >> m & 1}
+
+
+def test_a_cycle_of_subsets_is_dealt_once() -> None:
+    """Six samples, six smaller subsets of three streams: each sample begins at another."""
+    views = Views.with_subsets(Presence.all_present(6, 3), per_sample=3)
+    counts = Counter(subset for _, subset in seen(views))
+    assert counts == {7: 6, **dict.fromkeys([1, 2, 3, 4, 5, 6], 2)}
+
+
+@given(presences(max_samples=5), st.one_of(st.none(), st.integers(2, 5)))
+def test_the_weights_of_a_sample_are_shared_by_its_views(words: str, per_sample) -> None:
+    mask = mask_of(words)
+    weights = {1: 3.0, 3: 0.5}
+    views = Views.with_subsets(Presence.from_mask(mask), per_sample, weights)
+    for b in range(len(mask)):
+        mine = {
+            s: w for (a, s), w in zip(seen(views), views.weight.tolist(), strict=True) if a == b
+        }
+        total = sum(weights.get(s, 1.0) for s in mine)
+        for subset, weight in mine.items():
+            assert weight == pytest.approx(weights.get(subset, 1.0) / total / len(mask))
+
+
+def test_a_batch_of_no_samples_has_no_views() -> None:
+    presence = Presence.from_mask(torch.ones(0, 2, dtype=torch.bool))
+    for views in (Views.full_only(presence), Views.with_subsets(presence)):
+        assert (views.num_views, views.groups, len(views.weight)) == (0, (), 0)

@@ -120,6 +120,10 @@ class StreamBatch:
                 joined = joined + x.sum()
         return joined
 
+    def target_by_view(self) -> Target:
+        """What each view is to give: the target of its sample, V entries in each tensor."""
+        return map_target(lambda t: t.index_select(0, self.views.sample), self.target)
+
     def with_maps(self, streams: tuple[Tensor, ...], integrated: Tensor | None) -> StreamBatch:
         """Give the same samples other maps, as a layer does."""
         return StreamBatch(streams, self.presence, integrated, self.target, self.ids, self.views)

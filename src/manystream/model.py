@@ -254,6 +254,7 @@ def create_model(
     task: Task | None = None,
     width: float = 1.0,
     dropout: float = 0.0,
+    subset_norms: bool = False,
     memory: MemoryMode = "fast",
     pretrained: Mapping[str, str | Path | Mapping[str, Any]] | None = None,
 ) -> StreamModel:
@@ -267,6 +268,8 @@ def create_model(
         task: what is learned, for example ``ms.tasks.Classification(classes=["bed", "desk"])``.
         width: multiplier of the widths 64, 128, 256, 512.
         dropout: probability of dropping a feature before the head.
+        subset_norms: whether the integrated pathway has a batch norm for every subset of the
+            streams, for training with ``subsets``; of the families only ``li_net3`` can have it.
         memory: what a training step keeps, ``"fast"``, ``"balanced"``, ``"lean"`` or ``"min"``, see
             :mod:`manystream.models.memory_modes`; gradients are the same in all.
         pretrained: weights of an ordinary ResNet for some streams, a file or a state dict with
@@ -291,6 +294,7 @@ def create_model(
         in_channels=streams,
         num_classes=task.num_outputs,
         dropout=dropout,
+        subset_norms=subset_norms,
         memory=memory,
     )
     pretrained = {} if pretrained is None else pretrained

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import NamedTuple
@@ -128,62 +128,102 @@ class Views:
     and a stream's rows enter them run by run, so nothing here needs an index but the way back to
     the caller's order.
 
-    Build them with :meth:`full_only` or :meth:`all_subsets`.
+    Build them with :meth:`full_only` or :meth:`with_subsets`.
 
     Attributes:
         presence: who has which stream.
         groups: the groups from the first view to the last, none of them empty.
         runs: for each stream, where its rows enter. Those of full views come first: together they
             hold each row once.
-        sample: sorted sample of each view, shape (V,), int64, on the CPU.
+        num_views: number of views V.
         full: full view of each of the CALLER's samples, shape (B,), int64, on the device of the
             batch; None where that is its own number.
+        sample: the CALLER's sample of each view, shape (V,), int64, on the device of the batch.
+        weight: what each view's loss counts, shape (V,), float32, on the device of the batch; those
+            of one sample are 1/B together.
     """
 
     presence: Presence
     groups: tuple[Group, ...]
     runs: tuple[tuple[Run, ...], ...]
-    sample: Tensor
+    num_views: int
     full: Tensor | None
+    sample: Tensor
+    weight: Tensor
 
     @classmethod
     def full_only(cls, presence: Presence) -> Views:
         """One view of each sample, with all that it has; views stand as sorted samples do."""
-        return cls._of(presence, {pattern: [samples] for pattern, samples in presence.classes})
+        placed = [_Placed(pattern, samples, samples) for pattern, samples in presence.classes]
+        return cls._of(presence, placed, {})
 
     @classmethod
-    def all_subsets(cls, presence: Presence) -> Views:
-        """A view of each sample with every non-empty subset of the streams that it has."""
-        subsets = sorted(range(1, 1 << presence.num_streams), key=gray_rank)
-        having = {
-            subset: [run for pattern, run in presence.classes if subset & ~pattern == 0]
-            for subset in subsets
-        }
-        return cls._of(presence, {subset: runs for subset, runs in having.items() if runs})
+    def with_subsets(
+        cls,
+        presence: Presence,
+        per_sample: int | None = None,
+        weights: Mapping[int, float] | None = None,
+    ) -> Views:
+        """See each sample with its full view and with smaller subsets of the streams that it has.
 
-    @classmethod
-    def _of(cls, presence: Presence, members: Mapping[int, Sequence[slice]]) -> Views:
-        """Line the views up: by subset, and for each subset runs of sorted samples, ascending.
-
-        No run of samples goes beyond one of the presence's classes.
+        Args:
+            presence: who has which stream.
+            per_sample: most views of a sample, its full view among them; None takes every subset.
+                The smaller subsets go round among the samples of a pattern, so each occurs as often
+                as another, and how often depends on the number of these samples alone. Which sample
+                gets which depends on its place in the batch, which a loader should shuffle.
+            weights: how much a subset counts beside the others of a sample, by the bits of its
+                streams; 1 where nothing is said.
         """
-        groups, placed, start = [], list[tuple[int, slice, slice]](), 0
-        for subset, samples in members.items():
-            first = start
-            for run in samples:
-                placed.append((subset, run, slice(start, start + _length(run))))
+        members: dict[int, list[slice]] = {
+            subset: [] for subset in sorted(range(1, 1 << presence.num_streams), key=gray_rank)
+        }
+        for pattern, samples in presence.classes:
+            smaller = [s for s in members if s & ~pattern == 0 and s != pattern]
+            members[pattern].append(samples)
+            most = len(smaller) if per_sample is None else per_sample - 1
+            for subset, run in _dealt(smaller, samples, most):
+                members[subset].append(run)
+        placed, start = [], 0
+        for subset, runs in members.items():
+            for run in sorted(runs, key=lambda r: r.start):
+                placed.append(_Placed(subset, run, slice(start, start + _length(run))))
                 start += _length(run)
-            groups.append(Group(subset, slice(first, start)))
-        sample = torch.tensor(
-            [s for _, run, _ in placed for s in range(run.start, run.stop)], dtype=torch.int64
+        return cls._of(presence, placed, weights or {})
+
+    @classmethod
+    def _of(
+        cls, presence: Presence, placed: Sequence[_Placed], weights: Mapping[int, float]
+    ) -> Views:
+        groups = []
+        for subset, of_subset in groupby(placed, key=lambda p: p.subset):
+            views = [p.views for p in of_subset]
+            groups.append(Group(subset, slice(views[0].start, views[-1].stop)))
+        nothing = torch.empty(0)
+        sample = torch.cat(
+            [nothing.long(), *(torch.arange(p.samples.start, p.samples.stop) for p in placed)]
         )
-        runs = tuple(_runs_of(m, presence, placed) for m in range(presence.num_streams))
-        return cls(presence, tuple(groups), runs, sample, _full_views(presence, placed))
+        size = torch.cat(
+            [
+                nothing,
+                *(torch.full((_length(p.views),), weights.get(p.subset, 1.0)) for p in placed),
+            ]
+        )
+        of_sample = size.new_zeros(presence.num_samples).index_add_(0, sample, size)
+        return cls(
+            presence,
+            tuple(groups),
+            tuple(_runs_of(m, presence, placed) for m in range(presence.num_streams)),
+            len(sample),
+            _full_views(presence, placed),
+            sample if presence.order is None else presence.order[sample],
+            size / (of_sample[sample] * presence.num_samples),
+        )
 
     @property
-    def num_views(self) -> int:
-        """Number of views V."""
-        return len(self.sample)
+    def are_full(self) -> bool:
+        """Whether each sample has its full view only."""
+        return self.num_views == self.presence.num_samples
 
     def entering(self, stream: int) -> tuple[Run, ...]:
         """Give the runs of a stream; one without rows has an empty run, so zero gradients."""
@@ -201,8 +241,13 @@ class Views:
         return views if self.full is None else views.index_select(0, self.full)
 
     def to(self, device: torch.device | str) -> Views:
-        """Bring what is indexed with to a device, without waiting for it."""
-        return self if self.full is None else replace(self, full=upload(self.full, device))
+        """Bring the tensors to a device, without waiting for it."""
+        return replace(
+            self,
+            full=None if self.full is None else upload(self.full, device),
+            sample=upload(self.sample, device),
+            weight=upload(self.weight, device),
+        )
 
 
 def gray_rank(pattern: int) -> int:
@@ -216,23 +261,49 @@ def gray_rank(pattern: int) -> int:
     return rank
 
 
-def _runs_of(
-    stream: int, presence: Presence, placed: Iterable[tuple[int, slice, slice]]
-) -> tuple[Run, ...]:
-    first_row, row = {}, 0
+class _Placed(NamedTuple):
+    """Neighbouring sorted samples of one pattern, and their views with a subset."""
+
+    subset: int
+    samples: slice
+    views: slice
+
+
+def _dealt(subsets: Sequence[int], samples: slice, most: int) -> Iterator[tuple[int, slice]]:
+    """Deal subsets to samples, ``most`` to each: neighbours in a cycle, which goes round once.
+
+    Yields:
+        Runs of samples that get a subset; one subset has at most two.
+    """
+    if most >= len(subsets):
+        yield from ((subset, samples) for subset in subsets)
+        return
+    count, cycle = _length(samples), len(subsets)
+    # The p-th sample begins at floor(p L / n) of the cycle, so these samples begin at its j-th.
+    begins = [samples.start + -(-j * count // cycle) for j in range(cycle + 1)]
+    for j, subset in enumerate(subsets):
+        first, last = j - most + 1, j + 1  # who begins here has the subset
+        for a, b in (
+            ((max(first, 0), last), (first + cycle, cycle)) if first < 0 else [(first, last)]
+        ):
+            if begins[a] < begins[b]:
+                yield subset, slice(begins[a], begins[b])
+
+
+def _runs_of(stream: int, presence: Presence, placed: Iterable[_Placed]) -> tuple[Run, ...]:
+    first_row, row = [], 0
     for pattern, samples in presence.classes:
-        first_row[pattern] = row
+        first_row.append((samples, row))
         row += _length(samples) * (pattern >> stream & 1)
+    patterns = dict(presence.classes)
     full, smaller = list[Run](), list[Run]()
     for subset, samples, views in placed:
         if not subset >> stream & 1:
             continue
-        pattern, run = next(
-            (p, r) for p, r in presence.classes if r.start <= samples.start < r.stop
-        )
-        start = first_row[pattern] + samples.start - run.start
+        own, row = next((c, r) for c, r in first_row if samples.start < c.stop)
+        start = row + samples.start - own.start
         entering = Run(slice(start, start + _length(samples)), views)
-        _append(full if subset == pattern else smaller, entering)
+        _append(full if patterns.get(subset) == own else smaller, entering)
     return (*full, *smaller)
 
 
@@ -244,12 +315,11 @@ def _append(runs: list[Run], run: Run) -> None:
     runs.append(run)
 
 
-def _full_views(presence: Presence, placed: Iterable[tuple[int, slice, slice]]) -> Tensor | None:
+def _full_views(presence: Presence, placed: Iterable[_Placed]) -> Tensor | None:
     patterns = dict(presence.classes)
     full = torch.empty(presence.num_samples, dtype=torch.int64)
     for subset, samples, views in placed:
-        own = patterns.get(subset)
-        if own is not None and own.start <= samples.start < own.stop:
+        if patterns.get(subset) == samples:
             full[samples] = torch.arange(views.start, views.stop)
     if presence.order is not None:
         full = torch.empty_like(full).index_copy_(0, presence.order, full)

@@ -118,7 +118,7 @@ def test_gradcheck(
 @given(words=presences(), integrated=st.booleans(), bias=st.booleans(), stride=st.integers(1, 3))
 @example(words="110 101 011", integrated=True, bias=True, stride=2)
 @example(words="10 10", integrated=False, bias=False, stride=1)
-@pytest.mark.parametrize("build", [Views.full_only, Views.all_subsets])
+@pytest.mark.parametrize("build", [Views.full_only, Views.with_subsets])
 def test_equals_convolutions_placed_by_index(
     build: Callable[[Presence], Views], words: str, integrated: bool, bias: bool, stride: int
 ) -> None:

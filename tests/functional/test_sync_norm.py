@@ -4,7 +4,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from manystream.functional import Running, batch_statistics
+from manystream.functional import BatchNormRows, Running, batch_statistics
 from manystream.functional.sync_norm import sync_batch_norm
 from manystream.layers import SyncBatchNorm2d, separate_norms, synchronise_norms
 from tests.builders import small_resnet
@@ -32,6 +32,11 @@ def arguments(device, dtype=torch.float64):
     return mean, var, counter, weight.requires_grad_(), bias.requires_grad_()
 
 
+def one(running, weight, bias):
+    """The same norm for all rows."""
+    return [BatchNormRows(slice(None), running, weight, bias)]
+
+
 def images(rows, device, size=(3, 4), dtype=torch.float64):
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(rows, 5, *size, generator=generator, dtype=dtype) * 2 + 1
@@ -44,7 +49,7 @@ def test_one_process_is_plain_batch_norm(alone, device, dtype):
     tolerance = {"rtol": 1e-10, "atol": 1e-12} if dtype is torch.float64 else {}
     x, direction = images(6, device, dtype=dtype), images(6, device, dtype=dtype).detach().flip(0)
     mean, var, counter, weight, bias = arguments(device, dtype)
-    y = sync_batch_norm(x, Running(mean, var, counter), weight, bias, momentum=0.2, eps=1e-3)
+    y = sync_batch_norm(x, one(Running(mean, var, counter), weight, bias), momentum=0.2, eps=1e-3)
     found = torch.autograd.grad(y, [x, weight, bias], direction)
     other_mean, other_var, _, weight, bias = arguments(device, dtype)
     other = F.batch_norm(x, other_mean, other_var, weight, bias, True, 0.2, 1e-3)
@@ -55,13 +60,39 @@ def test_one_process_is_plain_batch_norm(alone, device, dtype):
     assert counter.item() == 4
 
 
+def test_each_norm_counts_its_own_rows(alone):
+    """One without rows stays as it is, and its gradients are zero."""
+    x, direction = images(6, "cpu"), images(6, "cpu").detach().flip(0)
+    norms = [
+        BatchNormRows(slice(*rows), Running(*given[:3]), *given[3:])
+        for rows in ((0, 4), (4, 4), (4, 6))
+        for given in [arguments("cpu")]
+    ]
+    affine = [t for norm in norms for t in (norm.weight, norm.bias)]
+    y = sync_batch_norm(x, norms)
+    grad_x, *grads = torch.autograd.grad(y, [x, *affine], direction)
+    for norm, found in zip(norms, zip(grads[::2], grads[1::2], strict=True), strict=True):
+        mean, var, counter, weight, bias = arguments("cpu")
+        rows = norm.rows
+        if rows.start == rows.stop:
+            assert not any(grad.any() for grad in found)
+        else:
+            counter += 1
+            part = x[rows]
+            other = F.batch_norm(part, mean, var, weight, bias, training=True)
+            torch.testing.assert_close(y[rows], other)
+            expected = torch.autograd.grad(other, [x, weight, bias], direction[rows])
+            torch.testing.assert_close([grad_x[rows], *found], [expected[0][rows], *expected[1:]])
+        torch.testing.assert_close([*norm.running], [mean, var, counter])
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("rows", "size"), [(0, (3, 4)), (1, (1, 1))])
 def test_too_few_values_are_normalised_with_the_running_statistics(alone, device, rows, size):
     x = images(rows, device, size)
     mean, var, counter, weight, bias = arguments(device)
     before = mean.clone(), var.clone()
-    y = sync_batch_norm(x, Running(mean, var, counter), weight, bias)
+    y = sync_batch_norm(x, one(Running(mean, var, counter), weight, bias))
     found = torch.autograd.grad(y, [x, weight, bias], torch.ones_like(y))
     assert torch.equal(mean, before[0])
     assert torch.equal(var, before[1])
@@ -77,7 +108,8 @@ def test_gradcheck(alone):
     mean, var, counter, weight, bias = arguments("cpu")
 
     def norm(x, weight, bias):
-        return sync_batch_norm(x, Running(mean.clone(), var.clone(), counter.clone()), weight, bias)
+        running = Running(mean.clone(), var.clone(), counter.clone())
+        return sync_batch_norm(x, one(running, weight, bias))
 
     assert torch.autograd.gradcheck(norm, (images(3, "cpu", (2, 2)), weight, bias))
 
@@ -85,7 +117,7 @@ def test_gradcheck(alone):
 def test_it_is_not_differentiated_twice(alone):
     x = images(2, "cpu")
     mean, var, counter, weight, bias = arguments("cpu")
-    y = sync_batch_norm(x, Running(mean, var, counter), weight, bias)
+    y = sync_batch_norm(x, one(Running(mean, var, counter), weight, bias))
     (grad,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
@@ -125,7 +157,7 @@ def test_momentum_none_takes_the_mean_of_all_batches(alone):
     stock.num_batches_tracked.fill_(3)
     for rows in (6, 4, 5):
         counted = Running(mean, var, counter)
-        sync_batch_norm(images(rows, "cpu"), counted, weight, bias, momentum=None)
+        sync_batch_norm(images(rows, "cpu"), one(counted, weight, bias), momentum=None)
         stock(images(rows, "cpu"))
     torch.testing.assert_close([mean, var], [stock.running_mean, stock.running_var])
     assert counter == stock.num_batches_tracked == 6
@@ -136,7 +168,7 @@ def test_half_precision_keeps_the_statistics_precise(alone):
     mean, var, counter, weight, bias = arguments("cpu", torch.float32)
     expected = Running(mean.clone(), var.clone())
     batch_statistics(x, expected)
-    sync_batch_norm(x, Running(mean, var, counter), weight, bias)
+    sync_batch_norm(x, one(Running(mean, var, counter), weight, bias))
     torch.testing.assert_close(mean, expected.mean)
     torch.testing.assert_close(var, expected.var)
 

@@ -153,7 +153,7 @@ class PlainScalar(ScalarIntegration):
         return None
 
 
-@pytest.mark.parametrize("build", [Views.full_only, Views.all_subsets])
+@pytest.mark.parametrize("build", [Views.full_only, Views.with_subsets])
 @pytest.mark.parametrize(
     "rules", [(LinearIntegration, PlainLinear), (ScalarIntegration, PlainScalar)]
 )

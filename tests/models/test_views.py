@@ -9,26 +9,33 @@ from hypothesis import strategies as st
 
 from manystream.presence import Views
 from tests.builders import INTEGRATED_FAMILIES, mask_of, presences, random_images, small_resnet
+from tests.oracle import forward_by_view
 
-FAMILIES = (*INTEGRATED_FAMILIES, "late_fusion")
+FAMILIES = (*INTEGRATED_FAMILIES, "late_fusion", "early_fusion")
+NETWORKS = [*((family, False) for family in INTEGRATED_FAMILIES), ("li_net3", True)]
+"""Families, and whether they have a norm for every subset."""
 
 
-def seen_with_all_subsets(network, images, mask):
-    """Outputs of all views, and for each the caller's sample and the mask of its streams."""
+def seen_in(views: Views) -> list[tuple[int, int]]:
+    """The caller's sample and the subset of each view."""
+    subsets = [group.subset for group in views.groups for _ in range(*group.views.indices(9999))]
+    return list(zip(views.sample.tolist(), subsets, strict=True))
+
+
+def kept_in(views: Views) -> torch.Tensor:
+    """Which streams each view has, (V, M), bool."""
+    streams = range(views.presence.num_streams)
+    return torch.tensor([[bool(subset >> m & 1) for m in streams] for _, subset in seen_in(views)])
+
+
+def with_subsets(network, images, mask, per_sample=None):
+    """Outputs of all views, and the views."""
     batch = network.to_batch(images, mask)
-    views = Views.all_subsets(batch.presence)
-    out = network.forward_batch(replace(batch, views=views))
-    order = batch.presence.order
-    samples = views.sample if order is None else order[views.sample]
-    kept = [
-        [bool(group.subset >> m & 1) for m in range(mask.shape[1])]
-        for group in views.groups
-        for _ in range(group.views.start, group.views.stop)
-    ]
-    return out, samples, torch.tensor(kept), views
+    views = Views.with_subsets(batch.presence, per_sample)
+    return network(replace(batch, views=views), by_view=True), views
 
 
-@settings(max_examples=15)
+@settings(max_examples=20)
 @given(words=presences(max_streams=3, max_samples=4), family=st.sampled_from(FAMILIES))
 @example("111 111", "li_net3")
 @example("111 011 101 001", "direct_mixing_conv")
@@ -36,11 +43,44 @@ def test_a_view_is_what_the_network_gives_for_its_streams_alone(words: str, fami
     mask = mask_of(words)
     network = small_resnet(mask.shape[1], family=family).eval()
     images = random_images(mask)
-    out, samples, kept, views = seen_with_all_subsets(network, images, mask)
-    alone = network([x[samples] for x in images], present=kept)
+    out, views = with_subsets(network, images, mask)
+    alone = network([x[views.sample] for x in images], present=kept_in(views))
     torch.testing.assert_close(out, alone, rtol=1e-10, atol=1e-10)
     full = network(images, present=mask)
     torch.testing.assert_close(views.restore(out), full, rtol=1e-10, atol=1e-10)
+
+
+@settings(max_examples=25)
+@given(
+    words=presences(max_streams=4, max_samples=5),
+    network=st.sampled_from(NETWORKS),
+    mode=st.sampled_from(["fast", "balanced", "lean", "min"]),
+    per_sample=st.one_of(st.none(), st.integers(2, 6)),
+)
+@example("111 111 111", ("li_net3", True), "fast", None)
+@example("11 10 01 11", ("li_net3", True), "lean", None)
+@example("1111 1111 1111 1111 0110", ("direct_mixing_conv", False), "balanced", 4)
+def test_training_agrees_with_rows_picked_for_each_view(words, network, mode, per_sample) -> None:
+    """Outputs, gradients and buffers, for any presence pattern."""
+    mask, (family, subset_norms) = mask_of(words), network
+    images = random_images(mask)
+    ours, plain = (
+        small_resnet(mask.shape[1], family=family, subset_norms=subset_norms) for _ in range(2)
+    )
+    ours.memory = mode
+    out, views = with_subsets(ours.train(), images, mask, per_sample)
+    (out.sin() * views.weight[:, None]).sum().backward()
+    logits, statistics = forward_by_view(plain, images, mask, seen_in(views), training=True)
+    (logits.sin() * views.weight[:, None]).sum().backward()
+    close = {"rtol": 1e-10, "atol": 1e-10}
+    torch.testing.assert_close(out, logits, **close)
+    for (name, p), q in zip(ours.named_parameters(), plain.parameters(), strict=True):
+        if p.requires_grad:
+            expected = torch.zeros_like(p) if q.grad is None else q.grad
+            torch.testing.assert_close(p.grad, expected, **close, msg=name)
+    buffers = dict(ours.named_buffers())
+    for name, expected in statistics.items():
+        torch.testing.assert_close(buffers[name], expected, **close, msg=name)
 
 
 @pytest.mark.parametrize("family", INTEGRATED_FAMILIES)
@@ -53,9 +93,9 @@ def test_complete_batches_train_as_the_batch_repeated_for_each_subset(
     images = random_images(mask)
     network, repeated = small_resnet(2, family=family), small_resnet(2, family=family)
     network.memory = mode
-    out, samples, kept, _ = seen_with_all_subsets(network.train(), images, mask)
+    out, views = with_subsets(network.train(), images, mask)
     out.sin().sum().backward()
-    alone = repeated.train()([x[samples] for x in images], present=kept)
+    alone = repeated.train()([x[views.sample] for x in images], present=kept_in(views))
     alone.sin().sum().backward()
     torch.testing.assert_close(out, alone, rtol=1e-10, atol=1e-10)
     for (name, p), q in zip(network.named_parameters(), repeated.parameters(), strict=True):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from manystream.functional.layout import channels_last, is_channels_last
+from manystream.functional.layout import channels_last, empty_maps, is_channels_last
 
 MAX_POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 """By the number of sides of a map."""
@@ -30,6 +30,13 @@ class After:
 
     relu: bool = True
     pool: Pool | None = None
+
+    def shape(self, x: Tensor) -> tuple[int, ...]:
+        """Shape of what comes of a map."""
+        if self.pool is None:
+            return tuple(x.shape)
+        side, step, padding = self.pool
+        return (*x.shape[:2], *((s + 2 * padding - side) // step + 1 for s in x.shape[2:]))
 
     def __call__(self, y: Tensor, residual: Tensor | None = None) -> Tensor:
         """Apply it to a norm's output, which nobody else reads: it is changed in place."""
@@ -76,19 +83,27 @@ class Norm:
         return after.relu and after.pool is None and not (self.fused and residual is None)
 
     def forward(
-        self, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, after: After
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        weight: Tensor,
+        bias: Tensor,
+        after: After,
+        into: Tensor | None = None,
     ) -> Tensor:
+        """Normalise some rows, and write them into a map of theirs if there is one."""
         if not self.fused:
-            return after(self.plainly(x, weight, bias), residual)
+            y = after(self.plainly(x, weight, bias), residual)
+            return y if into is None else into.copy_(y)
         from manystream.functional.kernels.norm import norm_relu
         from manystream.functional.kernels.pool import norm_relu_pool
 
         how = (self.mean, self.var, weight, bias, self.eps, after.relu)
-        y: Tensor
+        y = empty_maps(after.shape(x), x) if into is None else into
         if after.pool is None:
-            y = norm_relu(x, residual, *how)
+            norm_relu(x, residual, *how, y)
         else:
-            y = norm_relu_pool(x, *how, *after.pool)
+            norm_relu_pool(x, *how, *after.pool, y)
         return y
 
     def plainly(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -110,10 +125,16 @@ class Norm:
         bias: Tensor,
         after: After,
         needs: Sequence[bool],
+        grad_x: Tensor | None = None,
+        cut: Tensor | None = None,
     ) -> Gradients:
-        """Gradients as far as they are needed; no incoming one is written into."""
+        """Gradients as far as they are needed; no incoming one is written into.
+
+        ``grad_x`` and ``cut``, if given, are where that of x and that before the norm's sum are to
+        be written.
+        """
         if self.fused:
-            return self._fused_backward(grad, x, y, weight, bias, after, needs)
+            return self._fused_backward(grad, x, y, weight, bias, after, needs, grad_x, cut)
         if after.pool is not None:
             y = After(after.relu)(self.plainly(x, weight, bias), residual)
             grad = _pool_backward(grad, y, after.pool)
@@ -124,8 +145,12 @@ class Norm:
             grad = torch.ops.aten.threshold_backward.grad_input(grad, y, 0, grad_input=own)
         del y
         needs_x, needs_residual, *needs_affine = needs
-        grad_x, *grads = self._plain_backward(grad, x, weight, [needs_x, *needs_affine])
-        return grad_x, grad if needs_residual else None, grads[0], grads[1]
+        found, *grads = self._plain_backward(grad, x, weight, [needs_x, *needs_affine])
+        if grad_x is not None and found is not None:
+            found = grad_x.copy_(found)
+        if cut is not None:
+            grad = cut.copy_(grad)
+        return found, grad if needs_residual else None, grads[0], grads[1]
 
     def _plain_backward(
         self, grad: Tensor, x: Tensor, weight: Tensor, mask: list[bool]
@@ -166,17 +191,24 @@ class Norm:
         bias: Tensor,
         after: After,
         needs: Sequence[bool],
+        grad_x: Tensor | None,
+        cut: Tensor | None,
     ) -> Gradients:
         from manystream.functional.kernels.norm import norm_relu_backward
         from manystream.functional.kernels.pool import norm_relu_pool_backward
 
         how = (self.mean, self.var, weight, bias, self.eps, after.relu, self.from_batch)
+        grad_x = empty_maps(x.shape, x) if grad_x is None else grad_x
         if after.pool is not None:
-            grad_x, *grads = norm_relu_pool_backward(grad, x, *how, *after.pool)
-            return grad_x, None, grads[0], grads[1]
-        grad_x, cut, *grads = norm_relu_backward(grad, x, y, *how)
+            grads = norm_relu_pool_backward(grad, x, *how, *after.pool, grad_x)
+            return grad_x, None, *grads
+        if not (after.relu and y is not None):
+            cut = None
+        elif cut is None:
+            cut = empty_maps(x.shape, x)
+        grads = norm_relu_backward(grad, x, y, *how, grad_x, cut)
         grad_residual = cut if after.relu else grad
-        return grad_x, grad_residual if needs[1] else None, grads[0], grads[1]
+        return grad_x, grad_residual if needs[1] else None, *grads
 
 
 def _pool_backward(grad: Tensor, y: Tensor, pool: Pool) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from manystream.functional import remat
-from manystream.functional._norm import RELU, After, Norm
+from manystream.functional._norm import RELU, After, Gradients, Norm
 from manystream.functional.kernels import dispatch
 from manystream.functional.layout import empty_maps
 
@@ -68,7 +68,7 @@ def batch_norm_act(
 
     Args:
         x: shape (N, C, ...).
-        norms: norms whose rows are all of x, in order.
+        norms: norms whose rows are all of x, in order; one may have none, and zero gradients.
         residual: shape of x.
         after: what follows the norm.
         training: whether to normalise rows with their own statistics, which are taken once and
@@ -168,6 +168,10 @@ def batch_statistics(
             batches that a mean is to be taken of.
     """
     _check_channels(x, running_mean=running.mean, running_var=running.var)
+    return _statistics(x, running, momentum)
+
+
+def _statistics(x: Tensor, running: Running, momentum: float | None) -> tuple[Tensor, Tensor]:
     count = x.numel() // x.shape[1]
     if count <= 1:
         return running.mean.clone(), running.var.clone()  # they may move before the backward pass
@@ -224,6 +228,10 @@ def _batch_norm_by_torch(
         elif own and running.num_batches_tracked is not None:
             running.num_batches_tracked.add_(1)
         affine = weight, bias
+        if len(part) == 0:  # torch's own backward pass divides by the number of rows
+            shape = (-1, *[1] * (x.dim() - 2))
+            normalised.append((part * weight.view(shape) + bias.view(shape)).to(x.dtype))
+            continue
         normalised.append(
             F.batch_norm(part, running.mean, running.var, *affine, own, momentum or 0.0, eps)
         )
@@ -244,7 +252,7 @@ def _with_statistics(
     part = x[norm.rows]
     own = training and part.numel() > part.shape[1]
     if own:
-        mean, var = batch_statistics(part, norm.running, momentum)
+        mean, var = _statistics(part, norm.running, momentum)
     else:
         mean, var = norm.running.mean.clone(), norm.running.var.clone()
     pools_sum = after.pool is not None and residual is not None
@@ -268,20 +276,20 @@ class _NormAct(torch.autograd.Function):
         affine = [p.detach() for p in parameters]
 
         def compute(x: Tensor, residual: Tensor | None = None) -> Tensor:
-            y = None
-            for norm, (weight, bias) in zip(norms, _pairs(affine), strict=True):
-                part, added = _rows(x, norm, norms), _rows(residual, norm, norms)
-                assert part is not None
-                y = _put(norm.forward(part, added, weight, bias, after), y, norm, norms)
-            assert y is not None
-            return y
+            y = empty_maps(after.shape(x), x) if len(norms) > 1 else None
+            for norm, pair in zip(norms, _pairs(affine), strict=True):
+                if not _is_idle(norm, norms):
+                    part, added, into = (_rows(t, norm, norms) for t in (x, residual, y))
+                    of_rows = norm.forward(part, added, *pair, after, into)
+            return of_rows if y is None else y
 
         y = compute(x, residual)
         if rebuild and any(ctx.needs_input_grad):
             sources = [x] if residual is None else [x, residual]
             remat.register(y, compute, *sources, reads=tuple(affine))
         ctx.norms, ctx.after = norms, after
-        kept_y = y if any(norm.needs_y(after, residual) for norm in norms) else None
+        used = [norm for norm in norms if not _is_idle(norm, norms)]
+        kept_y = y if any(norm.needs_y(after, residual) for norm in used) else None
         kept_residual = residual if after.pool is not None else None
         ctx.save_for_backward(x, kept_y, kept_residual, *parameters)
         return y
@@ -289,19 +297,29 @@ class _NormAct(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        norms, after, needs = ctx.norms, ctx.after, ctx.needs_input_grad[3:]
         x, y, residual, *parameters = ctx.saved_tensors
-        needs, grad_x, grad_residual, of_parameters = ctx.needs_input_grad[3:], None, None, []
+        whole, cut, of_parameters = None, None, list[tuple[Tensor | None, ...]]()
+        if len(norms) > 1:
+            whole = empty_maps(x.shape, x)
+            keeps_cut = y is not None or (needs[1] and after.pool is not None)
+            cut = empty_maps(x.shape, x) if keeps_cut else None
+        found: Gradients = (None, None, None, None)
         affine, needs_affine = _pairs(parameters), _pairs(needs[2:])
-        for norm, pair, needed in zip(ctx.norms, affine, needs_affine, strict=True):
-            given = (_rows(t, norm, ctx.norms) for t in (grad, x, residual, y))
-            of_rows, of_residual, *of_pair = norm.backward(
-                *given, *pair, ctx.after, [*needs[:2], *needed]
-            )
-            grad_x = _put(of_rows, grad_x, norm, ctx.norms)
-            grad_residual = _put(of_residual, grad_residual, norm, ctx.norms)
-            of_parameters.append(of_pair)
+        for norm, pair, needed in zip(norms, affine, needs_affine, strict=True):
+            if _is_idle(norm, norms):
+                of_parameters.append(tuple(map(torch.zeros_like, pair)))
+                continue
+            upstream, *given = (_rows(t, norm, norms) for t in (grad, x, residual, y))
+            into = (_rows(t, norm, norms) for t in (whole, cut))
+            found = norm.backward(upstream, *given, *pair, after, [*needs[:2], *needed], *into)
+            of_parameters.append(found[2:])
+        grad_x, grad_residual = found[:2]
+        if whole is not None:
+            grad_x, grad_residual = whole, grad if cut is None else cut
         of_weights, of_biases = zip(*of_parameters, strict=True)
-        return None, None, None, grad_x, grad_residual, *of_weights, *of_biases
+        of_maps = grad_x, grad_residual if needs[1] else None
+        return None, None, None, *of_maps, *of_weights, *of_biases
 
 
 def _pairs(values: Sequence[Any]) -> list[tuple[Any, Any]]:
@@ -310,20 +328,14 @@ def _pairs(values: Sequence[Any]) -> list[tuple[Any, Any]]:
     return list(zip(values[:half], values[half:], strict=True))
 
 
-def _rows(x: Tensor | None, norm: Norm, norms: Sequence[Norm]) -> Tensor | None:
+def _is_idle(norm: Norm, norms: Sequence[Norm]) -> bool:
+    """Whether a norm beside others has no rows."""
+    return len(norms) > 1 and norm.rows.start == norm.rows.stop
+
+
+def _rows(x: Any, norm: Norm, norms: Sequence[Norm]) -> Any:
+    """A norm's rows of a map, if there is one; the rows of an only norm are the whole."""
     return x if x is None or len(norms) == 1 else x[norm.rows]
-
-
-def _put(
-    part: Tensor | None, whole: Tensor | None, norm: Norm, norms: Sequence[Norm]
-) -> Tensor | None:
-    """Lay a norm's rows where they belong; the rows of an only norm are the whole."""
-    if part is None or len(norms) == 1:
-        return part
-    if whole is None:
-        whole = empty_maps((norms[-1].rows.stop, *part.shape[1:]), part)
-    whole[norm.rows] = part
-    return whole
 
 
 def _check(x: Tensor, norms: Sequence[BatchNormRows], residual: Tensor | None) -> None:

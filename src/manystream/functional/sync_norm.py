@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,14 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from manystream.functional.norm_act import Running, moments
+from manystream.functional.norm_act import BatchNormRows, Running, moments
 
 
 def sync_batch_norm(
     x: Tensor,
-    running: Running,
-    weight: Tensor,
-    bias: Tensor,
+    norms: Sequence[BatchNormRows],
     *,
     momentum: float | None = 0.1,
     eps: float = 1e-5,
@@ -31,15 +30,15 @@ def sync_batch_norm(
         \mu = \sum_r \tfrac{n_r}{N} \mu_r, \qquad
         \sigma^2 = \sum_r \tfrac{n_r}{N} \bigl(\sigma_r^2 + (\mu_r - \mu)^2\bigr)
 
-    Every process of the default group calls it, with or without rows. Where there is one value per
-    channel in all processes together, or none, the running statistics normalise and stay as they
-    are. No step waits for the device. torch's own SyncBatchNorm raises there, and is for GPUs only.
+    Every process of the default group calls it, with as many norms, with or without rows. Where
+    there is one value per channel in all processes together, or none, the running statistics
+    normalise and stay as they are. All norms travel together, and no step waits for the device.
+    torch's own SyncBatchNorm raises where rows are missing, and is for GPUs only.
 
     Args:
         x: shape (B_r, C, H, W); B_r may be 0.
-        running: running statistics, moved; they must count batches.
-        weight: shape (C,).
-        bias: shape (C,).
+        norms: norms whose rows are all of x, in order; their running statistics are moved, and
+            must count batches.
         momentum: share of the batch in the running statistics; None takes the mean of all batches.
         eps: added to the variance.
 
@@ -53,76 +52,104 @@ def sync_batch_norm(
         Chan et al., "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances",
         1979, for the joint variance.
     """
-    mean, var, count = _joint_statistics(x, weight.dtype)
+    slices = [norm.rows for norm in norms]
+    mean, var, count = _joint_statistics([x[rows] for rows in slices], norms[0].weight.dtype)
     enough = count > 1
-    with torch.no_grad():
-        assert running.num_batches_tracked is not None
-        running.num_batches_tracked.add_(enough)
-        share_of_mean = 1 / running.num_batches_tracked.clamp(min=1)
-        rate = enough.to(running.mean.dtype) * (share_of_mean if momentum is None else momentum)
-        unbiased = var * count / (count - 1).clamp(min=1)
-        running.mean.lerp_(mean.to(running.mean.dtype), rate)
-        running.var.lerp_(unbiased.to(running.var.dtype), rate)
-    mean = torch.where(enough, mean, running.mean)
-    var = torch.where(enough, var, running.var)
+    for g, norm in enumerate(norms):
+        _move(norm.running, mean[g], var[g], count[g], enough[g], momentum)
+    mean = torch.where(enough[:, None], mean, torch.stack([n.running.mean for n in norms]))
+    var = torch.where(enough[:, None], var, torch.stack([n.running.var for n in norms]))
     # Each term of the gradient that runs through the statistics has this factor.
     share = enough / count.clamp(min=1)
-    y: Tensor = _SyncBatchNorm.apply(x, weight, bias, mean, var, share, eps)
+    affine = *(n.weight for n in norms), *(n.bias for n in norms)
+    y: Tensor = _SyncBatchNorm.apply(x, slices, mean, var, share, eps, *affine)
     return y
 
 
 @torch.no_grad()
-def _joint_statistics(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and biased variance, shape (C,), and number of values per channel, shape ()."""
-    channels = x.shape[1]
-    every = torch.zeros(dist.get_world_size(), 2 * channels + 1, dtype=dtype, device=x.device)
-    if x.numel() > 0:
-        own = every[dist.get_rank()]
-        own[:channels], own[channels:-1] = moments(x, dtype)
-        own[-1].fill_(x.numel() // channels)
+def _move(
+    running: Running,
+    mean: Tensor,
+    var: Tensor,
+    count: Tensor,
+    enough: Tensor,
+    momentum: float | None,
+) -> None:
+    assert running.num_batches_tracked is not None
+    running.num_batches_tracked.add_(enough)
+    share_of_mean = 1 / running.num_batches_tracked.clamp(min=1)
+    rate = enough.to(running.mean.dtype) * (share_of_mean if momentum is None else momentum)
+    unbiased = var * count / (count - 1).clamp(min=1)
+    running.mean.lerp_(mean.to(running.mean.dtype), rate)
+    running.var.lerp_(unbiased.to(running.var.dtype), rate)
+
+
+@torch.no_grad()
+def _joint_statistics(parts: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Means and biased variances, shape (G, C), and numbers of values per channel, shape (G,)."""
+    channels = parts[0].shape[1]
+    size = dist.get_world_size(), len(parts), 2 * channels + 1
+    every = torch.zeros(size, dtype=dtype, device=parts[0].device)
+    for own, x in zip(every[dist.get_rank()], parts, strict=True):
+        if x.numel() > 0:
+            own[:channels], own[channels:-1] = moments(x, dtype)
+            own[-1].fill_(x.numel() // channels)
     dist.all_reduce(every)  # the others' rows are zero: a gathering that every backend has
-    means, variances, counts = every.split([channels, channels, 1], dim=1)
-    count = counts.sum()
+    means, variances, counts = every.split([channels, channels, 1], dim=2)
+    count = counts.sum(dim=0)
     shares = counts / count.clamp(min=1)
     mean = (shares * means).sum(dim=0)
     var = (shares * (variances + (means - mean).square())).sum(dim=0)
-    return mean, var, count
+    return mean, var, count.squeeze(1)
 
 
 class _SyncBatchNorm(torch.autograd.Function):
+    """The normalisation with gradients; weights and biases come last, one each per norm."""
+
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
+        slices: Sequence[slice],
         mean: Tensor,
         var: Tensor,
         share: Tensor,
         eps: float,
+        *affine: Tensor,
     ) -> Tensor:
-        ctx.save_for_backward(x, weight, mean, var, share)
-        ctx.eps = eps
+        ctx.save_for_backward(x, mean, var, share, *affine)
+        ctx.slices, ctx.eps = slices, eps
+        y = torch.empty_like(x)
+        weights, biases = affine[: len(slices)], affine[len(slices) :]
         with torch.autocast(x.device.type, enabled=False):
-            return F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
+            for g, rows in enumerate(slices):
+                y[rows] = F.batch_norm(
+                    x[rows], mean[g], var[g], weights[g], biases[g], training=False, eps=eps
+                )
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, mean, var, share = ctx.saved_tensors
+        x, mean, var, share, *affine = ctx.saved_tensors
         inverse_std = (var + ctx.eps).rsqrt()
-        if x.numel() == 0:  # the native operation divides by the number of rows
-            grad_weight, grad_bias = torch.zeros_like(weight), torch.zeros_like(weight)
-        else:  # it reads the variance on a CPU, the deviation on a GPU
-            _, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
-                *(grad, x, weight, mean, var, mean, inverse_std),
-                *(False, ctx.eps, [False, True, True]),
-            )
-        joint = torch.cat([grad_bias, grad_weight])
+        weights = affine[: len(ctx.slices)]
+        own = torch.zeros(len(mean), 2, mean.shape[1], dtype=mean.dtype, device=mean.device)
+        for g, rows in enumerate(ctx.slices):
+            if x[rows].numel() > 0:  # the native operation divides by the number of rows
+                _, own[g, 1], own[g, 0] = torch.ops.aten.native_batch_norm_backward(
+                    *(grad[rows], x[rows], weights[g], mean[g], var[g], mean[g], inverse_std[g]),
+                    *(False, ctx.eps, [False, True, True]),  # a CPU reads var, a GPU the deviation
+                )
+        joint = own.clone()
         dist.all_reduce(joint)
-        along_bias, along_weight = (joint * share).chunk(2)
-        grad_x = _input_gradient(grad, x, weight, mean, inverse_std, along_bias, along_weight)
-        return grad_x, grad_weight, grad_bias, None, None, None, None
+        along = joint * share[:, None, None]
+        grad_x = torch.empty_like(x)
+        for g, rows in enumerate(ctx.slices):
+            grad_x[rows] = _input_gradient(
+                grad[rows], x[rows], weights[g], mean[g], inverse_std[g], *along[g]
+            )
+        return grad_x, *[None] * 5, *own[:, 1], *own[:, 0]
 
 
 def _input_gradient(

@@ -57,7 +57,12 @@ def static_copy(batch: StreamBatch) -> StreamBatch:
         tuple(x.clone(memory_format=torch.channels_last) for x in batch.streams),
         batch.presence,
         target=map_target(Tensor.clone, batch.target),
-        views=replace(batch.views, full=_full(batch).clone()),
+        views=replace(
+            batch.views,
+            full=_full(batch).clone(),
+            sample=batch.views.sample.clone(),
+            weight=batch.views.weight.clone(),
+        ),
     )
 
 
@@ -68,7 +73,9 @@ def refill(static: StreamBatch, batch: StreamBatch) -> None:
 
 
 def _tensors(batch: StreamBatch) -> list[Tensor]:
-    return [*batch.streams, *target_tensors(batch.target), _full(batch)]
+    views = batch.views
+    of_views = [] if views.are_full else [views.sample, views.weight]
+    return [*batch.streams, *target_tensors(batch.target), _full(batch), *of_views]
 
 
 def _full(batch: StreamBatch) -> Tensor:

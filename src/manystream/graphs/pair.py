@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,9 +17,10 @@ from manystream.functional.kernels.dispatch import launches_are_free
 from manystream.functional.lanes import usable
 from manystream.graphs.capture import CapturedGraph, beside
 from manystream.graphs.copies import copy_gradients, leaves_of, refill, static_copy
+from manystream.tasks import forward_and_loss
 
-Loss = Callable[[Tensor, Any], Tensor]
-"""From a network's output, (B, ...), and the batch's target to a loss, ()."""
+Loss = Callable[..., Tensor]
+"""From a network's output and the target to a loss, (); see ``tasks.forward_and_loss``."""
 
 
 class Shared:
@@ -80,9 +82,9 @@ class GraphPair:
         with launches_are_free(), self._capturing(self._forward):
             leaves = leaves_of(shared.parameters, batch.streams[0].device.type)
             named = dict(zip(shared.names, leaves, strict=True))
+            call = partial(_called, network, named)
             with usable(shared.lanes):
-                logits = functional_call(network, named, (self._batch,))
-            value = loss(logits, self._batch.target)
+                value, logits = forward_and_loss(call, loss, self._batch)
         with self._capturing(self._backward):
             found = torch.autograd.grad(value, leaves, self._scale.to(value), allow_unused=True)
             copy_gradients(found, shared.grads)
@@ -116,6 +118,12 @@ class GraphPair:
     def begin(self) -> _Pending:
         """Remember that a backward pass is to come."""
         return self._shared.begin()
+
+
+def _called(
+    network: nn.Module, parameters: dict[str, Tensor], batch: StreamBatch, **arguments: Any
+) -> Any:
+    return functional_call(network, parameters, (batch,), arguments)
 
 
 class _Replayed(torch.autograd.Function):

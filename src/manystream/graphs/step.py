@@ -14,6 +14,7 @@ from manystream.batch import StreamBatch, target_tensors
 from manystream.functional.kernels.dispatch import launches_are_free
 from manystream.functional.lanes import usable
 from manystream.graphs.pair import GraphPair, Loss, Shared
+from manystream.tasks import forward_and_loss
 
 
 class GraphedStep:
@@ -37,7 +38,8 @@ class GraphedStep:
 
     Args:
         network: takes a :class:`StreamBatch` and gives logits, (B, classes).
-        loss: from logits and targets to the loss; it must not wait for the device.
+        loss: from logits and targets to the loss, and for views with subsets of the streams as
+            :class:`manystream.tasks.StepLoss`; it must not wait for the device.
         max_graphs: most shapes whose capture is tried.
 
     Raises:
@@ -103,8 +105,7 @@ class GraphedStep:
         return pair.replay(batch)
 
     def _eager(self, batch: StreamBatch) -> tuple[Tensor, Tensor]:
-        logits = self.network(batch)
-        return self.loss(logits, batch.target), logits
+        return forward_and_loss(self.network, self.loss, batch)
 
     def _may_replay(self, batch: StreamBatch) -> bool:
         if not (batch.streams[0].is_cuda and self.network.training and torch.is_grad_enabled()):

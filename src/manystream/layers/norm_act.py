@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from manystream.functional import (
     remat,
 )
 from manystream.functional.sync_norm import sync_batch_norm
+from manystream.presence import Group
 
 NormLayer = Callable[[int], nn.Module]
 """Builds a norm from its number of channels, for example ``nn.BatchNorm2d``."""
@@ -73,7 +75,7 @@ class StreamNormAct2d(nn.Module):
         self.pool = pool
         self.integrated_only = integrated_only
         self.records = self.rebuild = False
-        for norm in (*self.streams, self.integrated):
+        for norm in self.modules():
             if type(norm) is nn.BatchNorm2d:
                 _running(norm)
         if integrated_only:
@@ -113,13 +115,20 @@ class StreamNormAct2d(nn.Module):
                 "identity has no integrated pathway and the batch has one; expected a residual "
                 "for every pathway"
             )
-        return self._norm_act(self.integrated, z, None if identity is None else identity.integrated)
+        residual = None if identity is None else identity.integrated
+        norms: Sequence[_NormRows] = [(self.integrated, slice(0, len(z)))]
+        if isinstance(self.integrated, SubsetNorms):
+            norms = self.integrated.of(batch.views.groups)
+        return self._norms_act(norms, z, residual)
 
     def _norm_act(self, norm: nn.Module, x: Tensor, residual: Tensor | None) -> Tensor:
+        return self._norms_act([(norm, slice(0, len(x)))], x, residual)
+
+    def _norms_act(self, norms: Sequence[_NormRows], x: Tensor, residual: Tensor | None) -> Tensor:
         """One operation as far as it knows the modules; what it does not know follows it."""
         knows_act = self.act is None or type(self.act) is nn.ReLU
         after = After(relu=self.act is not None, pool=self.pool) if knows_act else After(False)
-        y = self._normalised(norm, x, residual, after)
+        y = self._normalised(norms, x, residual, after)
         if knows_act:
             return y
         assert self.act is not None
@@ -129,12 +138,14 @@ class StreamNormAct2d(nn.Module):
         return acted if self.pool is None else F.max_pool2d(acted, *self.pool)
 
     def _normalised(
-        self, norm: nn.Module, x: Tensor, residual: Tensor | None, after: After
+        self, norms: Sequence[_NormRows], x: Tensor, residual: Tensor | None, after: After
     ) -> Tensor:
-        if type(norm) is nn.BatchNorm2d:
+        norm: Any = norms[0][0]  # they are alike
+        joint = type(norm) is SyncBatchNorm2d
+        if type(norm) is nn.BatchNorm2d or (joint and len(norms) > 1 and not norm.training):
             return batch_norm_act(
                 x,
-                [BatchNormRows(slice(0, len(x)), _running(norm), *_affine(norm, x))],
+                _rows_of(norms, x),
                 residual=residual,
                 after=after,
                 training=norm.training,
@@ -152,12 +163,111 @@ class StreamNormAct2d(nn.Module):
                 eps=norm.eps,
                 rebuild=self.rebuild,
             )
-        # Another norm, SyncBatchNorm for one, is called as it is. It may give what it was given, or
-        # what it needs itself: only a sum, or what we know, is ours to change.
-        y = norm(x) if residual is None else norm(x) + residual
-        if residual is not None or type(norm) is SyncBatchNorm2d:
+        if joint and len(norms) > 1:
+            y = sync_batch_norm(x, _rows_of(norms, x), momentum=norm.momentum, eps=norm.eps)
+        else:
+            y = norm(x)  # another norm is called as it is
+        # It may give what it was given, or what it needs itself: only a sum, or what we know, is
+        # ours to change.
+        y = y if residual is None else y + residual
+        if residual is not None or joint:
             return after(y)
         return After(False, after.pool)(F.relu(y) if after.relu else y)
+
+
+class SubsetNorms(nn.Module):
+    """A batch norm of the integrated pathway for every subset of the streams.
+
+    The statistics of the integrated pathway differ from subset to subset. Each subset has weight,
+    bias and statistics of its own, in a module that is named by the numbers of its streams, for
+    example ``"0_2"``. One that no training batch had is answered for by the smallest subset that
+    contains it and was seen, or else by all streams together. The state dict of one batch norm is
+    taken into all.
+
+    Args:
+        num_features: channels C.
+        num_streams: number of streams M, up to 8.
+        norm_layer: builds a batch norm.
+
+    Raises:
+        ValueError: if there are more streams than that.
+
+    Source:
+        Yu et al., "Slimmable Neural Networks", 2019, which switches batch norms by width.
+
+    Example:
+        >>> norms = SubsetNorms(4, num_streams=2)
+        >>> [name for name, _ in norms.named_children()]
+        ['0', '1', '0_1']
+    """
+
+    def __init__(
+        self, num_features: int, num_streams: int, norm_layer: NormLayer = nn.BatchNorm2d
+    ) -> None:
+        super().__init__()
+        if num_streams > _MOST_STREAMS:
+            raise ValueError(
+                f"a norm for every subset of {num_streams} streams would be "
+                f"{2**num_streams - 1}; expected up to {_MOST_STREAMS} streams"
+            )
+        self._names = {
+            subset: "_".join(str(m) for m in range(num_streams) if subset >> m & 1)
+            for subset in range(1, 1 << num_streams)
+        }
+        for name in self._names.values():
+            self.add_module(name, norm_layer(num_features))
+        self._known: tuple[Any, set[int]] = (None, set())
+
+    def of(self, groups: Sequence[Group]) -> list[_NormRows]:
+        """Give each group's norm and views; in training also norms without any, for their zeros."""
+        if not self.training:
+            return [(self._seen_for(group.subset), group.views) for group in groups]
+        rows = {group.subset: group.views for group in groups}
+        end = groups[-1].views.stop
+        unused = {subset: slice(end, end) for subset in self._names if subset not in rows}
+        return [(self._norm(subset), views) for subset, views in {**rows, **unused}.items()]
+
+    def _norm(self, subset: int) -> nn.Module:
+        return self.get_submodule(self._names[subset])
+
+    def _seen_for(self, subset: int) -> nn.Module:
+        seen = self._seen()
+        containing = [s for s in seen if subset & ~s == 0]
+        return self._norm(
+            min(containing, key=lambda s: (s.bit_count(), s), default=max(self._names))
+        )
+
+    def _seen(self) -> set[int]:
+        """The subsets that have moved their statistics, read anew where these may have changed."""
+        counts = [cast(Tensor, norm.num_batches_tracked) for norm in self.children()]
+        state = [(id(count), count._version) for count in counts]
+        if state != self._known[0]:
+            moved = torch.stack(counts).tolist()
+            self._known = state, {s for s, n in zip(self._names, moved, strict=True) if n > 0}
+        return self._known[1]
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *arguments: Any
+    ) -> None:
+        for key in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+            if f"{prefix}{key}" in state_dict:
+                value = state_dict.pop(f"{prefix}{key}")
+                for name in self._names.values():
+                    state_dict[f"{prefix}{name}.{key}"] = value
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+
+_MOST_STREAMS = 8
+
+_NormRows = tuple[nn.Module, slice]
+"""A norm, and the rows that it normalises."""
+
+
+def _rows_of(norms: Sequence[_NormRows], x: Tensor) -> list[BatchNormRows]:
+    return [
+        BatchNormRows(rows, _running(norm), *_affine(norm, x))
+        for norm, rows in cast(Sequence[tuple[nn.BatchNorm2d, slice]], norms)
+    ]
 
 
 def _move_statistics(norm: nn.Module, x: Tensor) -> None:
@@ -205,8 +315,8 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         """Shape (B_r, C, H, W), which stays; B_r may be 0."""
         if not self.training or self.running_mean is None:
             return super().forward(x)
-        running = _running(self)
-        return sync_batch_norm(x, running, *_affine(self, x), momentum=self.momentum, eps=self.eps)
+        rows = _rows_of([(self, slice(0, len(x)))], x)
+        return sync_batch_norm(x, rows, momentum=self.momentum, eps=self.eps)
 
 
 def synchronise_norms(network: nn.Module) -> None:

@@ -70,6 +70,7 @@ class StreamNetwork(nn.Module):
         present: Tensor | None = None,
         *,
         blanked_mask: Mapping[str, Tensor] | Mapping[int, Tensor] | None = None,
+        by_view: bool = False,
     ) -> Tensor:
         """Answer for a batch.
 
@@ -81,15 +82,19 @@ class StreamNetwork(nn.Module):
                 images are never read; they may hold anything.
             blanked_mask: for some streams, by number or name, True where the sample lacks it,
                 shape (B,), bool.
+            by_view: whether to answer for every view of a :class:`StreamBatch`, in their order,
+                instead of each sample's full view.
 
         Returns:
-            Logits in the order of the inputs, shape (B, num_classes).
+            Logits in the order of the inputs, shape (B, num_classes); or of the views, shape
+            (V, num_classes).
 
         Raises:
             ValueError: if the inputs do not fit the model or a sample has no stream.
         """
         batch = self.to_batch(inputs, present, blanked_mask)
-        return batch.views.restore(self.forward_batch(batch))
+        output = self.forward_batch(batch)
+        return output if by_view else batch.views.restore(output)
 
     def to_batch(
         self,
@@ -110,7 +115,7 @@ class StreamNetwork(nn.Module):
         return inputs.map(lambda x: x.contiguous(memory_format=torch.channels_last))
 
     def forward_batch(self, batch: StreamBatch) -> Tensor:
-        """Logits of a compact batch in its sorted order, shape (B, num_classes)."""
+        """Logits of a compact batch's views in their order, shape (V, num_classes)."""
         raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:

@@ -14,8 +14,10 @@ from manystream.functional import Pool, lanes
 from manystream.layers import (
     BasicBlock,
     Bottleneck,
+    NormLayer,
     StreamConv2d,
     StreamNormAct2d,
+    SubsetNorms,
     conv_norm_act,
 )
 from manystream.models.families import family as look_up_family
@@ -51,6 +53,8 @@ class StreamResNet(StreamNetwork):
         in_channels: channels of each stream, by name or in order.
         num_classes: outputs of the head, for classification the classes.
         dropout: probability of dropping a feature before the head.
+        subset_norms: whether the integrated pathway has a batch norm for every subset of the
+            streams, see :class:`manystream.layers.SubsetNorms`.
         memory: what a training step keeps, ``"fast"``, ``"balanced"``, ``"lean"`` or ``"min"``, see
             :mod:`manystream.models.memory_modes`; :attr:`memory` changes it later.
 
@@ -77,6 +81,7 @@ class StreamResNet(StreamNetwork):
         in_channels: Mapping[str, int] | Sequence[int] = (3, 1),
         num_classes: int,
         dropout: float = 0.0,
+        subset_norms: bool = False,
         memory: MemoryMode = "fast",
     ) -> None:
         super().__init__(in_channels, num_classes)
@@ -89,6 +94,7 @@ class StreamResNet(StreamNetwork):
             "in_channels": self.in_channels,
             "num_classes": num_classes,
             "dropout": dropout,
+            "subset_norms": subset_norms,
         }
         rule = look_up_family(family)
         if rule.single and self.num_streams > 1:
@@ -98,15 +104,19 @@ class StreamResNet(StreamNetwork):
         if rule.joins_inputs:
             stream_channels = [sum(stream_channels)]
         num_streams = len(stream_channels)
+        integrated_norm = rule.integrated_norm
+        if subset_norms:
+            _check_subset_norms(family, integrated_norm)
+            integrated_norm = partial(SubsetNorms, num_streams=num_streams)
         make_block = partial(
             BLOCKS[block],
             num_streams,
             integration=rule.integration,
-            integrated_norm=rule.integrated_norm,
+            integrated_norm=integrated_norm,
         )
         self.conv1 = StreamConv2d(stream_channels, widths[0], 7, 2, 3, integration=rule.integration)
         pool = Pool(kernel_size=3, stride=2, padding=1)
-        self.bn1 = StreamNormAct2d(widths[0], num_streams, rule.integrated_norm, pool=pool)
+        self.bn1 = StreamNormAct2d(widths[0], num_streams, integrated_norm, pool=pool)
         channels, stages = widths[0], []
         for stage, (depth, width) in enumerate(zip(layers, widths, strict=True), start=1):
             blocks = []
@@ -133,11 +143,12 @@ class StreamResNet(StreamNetwork):
         return {"type": "resnet", **self.layout}
 
     def forward_batch(self, batch: StreamBatch) -> Tensor:
-        """Logits of a compact batch in its sorted order, shape (B, num_classes)."""
+        """Logits of a compact batch's views in their order, shape (V, num_classes)."""
         with lanes.side_by_side(len(self.conv1.streams)):
             for stage in self._stages(batch):
                 batch = stage  # what came before is let go
-        logits: Tensor = self.fc(self.dropout(_fused(batch).mean(dim=(2, 3))))
+        features = _fused(batch.map(lambda maps: maps.mean(dim=(2, 3))))
+        logits: Tensor = self.fc(self.dropout(features))
         return logits
 
     def forward_features(
@@ -194,6 +205,15 @@ def resnet_size(depth: int, width: float = 1.0) -> dict[str, Any]:
 def _fused(batch: StreamBatch) -> Tensor:
     """What the head sees: the integrated pathway, or without one the streams side by side."""
     return batch.joined() if batch.integrated is None else batch.integrated
+
+
+def _check_subset_norms(family: str, integrated_norm: NormLayer | None) -> None:
+    if integrated_norm is not nn.BatchNorm2d:
+        has = "no integrated pathway" if integrated_norm is None else "a group norm there"
+        raise ValueError(
+            f"subset_norms gives the integrated pathway a batch norm for every subset, and family "
+            f"{family!r} has {has}; choose li_net3, or leave subset_norms out"
+        )
 
 
 def _check_layout(block: str, layers: Sequence[int], widths: Sequence[int], dropout: float) -> None:

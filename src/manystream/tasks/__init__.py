@@ -1,6 +1,21 @@
 """Tasks: which targets a network learns, with which loss, and how its answers are measured."""
 
 from manystream.tasks.classification import Classification
-from manystream.tasks.task import Loss, Quantity, StepLoss, Task, load_task
+from manystream.tasks.task import (
+    Loss,
+    Quantity,
+    StepLoss,
+    Task,
+    forward_and_loss,
+    load_task,
+)
 
-__all__ = ["Classification", "Loss", "Quantity", "StepLoss", "Task", "load_task"]
+__all__ = [
+    "Classification",
+    "Loss",
+    "Quantity",
+    "StepLoss",
+    "Task",
+    "forward_and_loss",
+    "load_task",
+]

@@ -5,11 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
+
+from manystream.batch import StreamBatch, map_target
+from manystream.presence import Views
 
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection
@@ -163,19 +167,59 @@ class Task(ABC):
 
 
 class StepLoss(nn.Module):
-    r"""Loss of a training step, :math:`\sum_v w_v \ell_v` with :math:`w_v = 1 / V`.
+    r"""Loss of a training step, :math:`\sum_v w_v \ell_v`.
 
     Args:
-        losses: gives one loss per view, (V,), or their mean.
+        losses: gives one loss per view, (V,); or their mean, and is then asked once per subset.
     """
 
     def __init__(self, losses: Loss) -> None:
         super().__init__()
         self.losses = losses
 
-    def forward(self, output: Tensor, target: Tree) -> Tensor:
-        """Shape ()."""
-        return self.losses(output, target).mean()
+    def forward(self, output: Tensor, target: Tree, views: Views | None = None) -> Tensor:
+        """Weigh the views' losses.
+
+        Args:
+            output: of each view, shape (V, num_outputs, ...).
+            target: of each view, V entries in every tensor.
+            views: their weights; without, all count alike.
+
+        Returns:
+            Shape ().
+        """
+        losses = self.losses(output, target)
+        if views is None:
+            return losses.mean()
+        if losses.dim():
+            return losses.mul(views.weight).sum()
+        of_groups = [
+            self.losses(output[group.views], map_target(itemgetter(group.views), target))
+            * views.weight[group.views].sum()
+            for group in views.groups
+        ]
+        return torch.stack(of_groups).sum()
+
+
+def forward_and_loss(
+    network: Callable[..., Tensor], loss: Callable[..., Tensor], batch: StreamBatch
+) -> tuple[Tensor, Tensor]:
+    """Run a network on a batch with a target, and take the loss of all of its views.
+
+    Args:
+        network: as a :class:`manystream.models.StreamNetwork`.
+        loss: from outputs and targets to a loss, (); for more views than the full ones it is given
+            these too, as :class:`StepLoss` is.
+        batch: the batch.
+
+    Returns:
+        The loss, and the output for each sample's full view in the caller's order, (B, ...).
+    """
+    if batch.views.are_full:
+        output = network(batch)
+        return loss(output, batch.target), output
+    outputs = network(batch, by_view=True)
+    return loss(outputs, batch.target_by_view(), batch.views), batch.views.restore(outputs)
 
 
 def load_task(section: Mapping[str, Any]) -> Task:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -21,7 +22,7 @@ from manystream.dropout import ModalityDropout
 from manystream.graphs import GraphedStep
 from manystream.models import StreamNetwork
 from manystream.models.inspection import BalancePenalty
-from manystream.tasks import StepLoss, Task
+from manystream.tasks import StepLoss, Task, forward_and_loss
 from manystream.training.distributed import exchanges_during_backward
 from manystream.training.feed import check_same_length
 from manystream.training.optimizer import build_optimizer
@@ -32,7 +33,7 @@ from manystream.training.schedule import make_schedules
 _SAMPLES_SHOWN = 16
 
 Step = Callable[[StreamBatch], tuple[Tensor, Tensor]]
-"""From a batch with targets to its loss, (), and the network's output, (V, ...)."""
+"""From a batch with targets to its loss, (), and the network's output, (B, ...)."""
 
 
 class TrainingModule(pl.LightningModule):
@@ -256,11 +257,7 @@ def make_step(
     if options.cuda_graphs != "off" and not obstacle:
         return GraphedStep(network, loss)
 
-    def eager(batch: StreamBatch) -> tuple[Tensor, Tensor]:
-        output = network(batch)
-        return loss(output, batch.target), output
-
-    return eager
+    return partial(forward_and_loss, network, loss)
 
 
 def _obstacle(options: FitOptions, trainer: pl.Trainer) -> str | None:

@@ -188,11 +188,12 @@ def test_statistics_move_as_stock_ones_do():
 @pytest.mark.parametrize("name", ["batch_statistics", "norm_relu", "norm_relu_backward"])
 def test_torch_knows_the_operations(name):
     x, residual, weight, bias = (t.detach() for t in operands(torch.float32, (2, 4, 3, 3)))
-    mean, var = torch.zeros_like(weight), torch.ones_like(weight)
+    mean, var, out = torch.zeros_like(weight), torch.ones_like(weight), torch.empty_like(x)
+    affine, outs = (mean, var, weight, bias, 1e-5, True), (out, torch.empty_like(x))
     arguments = {
         "batch_statistics": (x, mean, var, torch.tensor(0, device=DEVICE), 0.1),
-        "norm_relu": (x, residual, mean, var, weight, bias, 1e-5, True),
-        "norm_relu_backward": (residual, x, x, mean, var, weight, bias, 1e-5, True, True),
+        "norm_relu": (x, residual, *affine, out),
+        "norm_relu_backward": (residual, x, x, *affine, True, *outs),
     }[name]
     module = statistics if name == "batch_statistics" else norm
     torch.library.opcheck(getattr(module, name), arguments)
@@ -203,9 +204,10 @@ def test_torch_knows_the_pools(name):
     x, _, weight, bias = (t.detach() for t in operands(torch.float32, (2, 4, 4, 4)))
     mean, var = torch.zeros_like(weight), torch.ones_like(weight)
     grad = torch.ones(2, 4, 2, 2, device=DEVICE).contiguous(memory_format=torch.channels_last)
+    affine, window = (mean, var, weight, bias, 1e-5, True), (3, 2, 1)
     arguments = {
-        "norm_relu_pool": (x, mean, var, weight, bias, 1e-5, True, 3, 2, 1),
-        "norm_relu_pool_backward": (grad, x, mean, var, weight, bias, 1e-5, True, True, 3, 2, 1),
+        "norm_relu_pool": (x, *affine, *window, torch.empty_like(grad)),
+        "norm_relu_pool_backward": (grad, x, *affine, True, *window, torch.empty_like(x)),
     }[name]
     torch.library.opcheck(getattr(pool, name), arguments)
 
@@ -215,7 +217,9 @@ def test_a_compiled_function_may_hold_an_operation():
     mean, var = torch.zeros_like(weight), torch.ones_like(weight)
 
     def function(x, residual):
-        return 2 * norm.norm_relu(x + 1, residual, mean, var, weight, bias, 1e-5, True)
+        y = torch.empty_like(x)
+        norm.norm_relu(x + 1, residual, mean, var, weight, bias, 1e-5, True, y)
+        return 2 * y
 
     compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(x, residual), function(x, residual))
@@ -224,7 +228,8 @@ def test_a_compiled_function_may_hold_an_operation():
 def test_autocast_leaves_an_operation_its_type():
     x, residual, weight, bias = (t.detach() for t in operands(torch.float32, (2, 4, 3, 3)))
     arguments = (x, residual, bias, weight.abs(), weight, bias, 1e-5, True)
+    inside, outside = torch.empty_like(x), torch.empty_like(x)
     with torch.autocast(DEVICE, torch.bfloat16):
-        inside = norm.norm_relu(*arguments)
-    assert inside.dtype == torch.float32
-    assert torch.equal(inside, norm.norm_relu(*arguments))
+        norm.norm_relu(*arguments, inside)
+    norm.norm_relu(*arguments, outside)
+    assert torch.equal(inside, outside)

@@ -164,8 +164,8 @@ def _gradient_kernel(
 
 @operation(
     "(Tensor x, Tensor? residual, Tensor mean, Tensor var, Tensor weight, Tensor bias,"
-    " float eps, bool relu) -> Tensor",
-    shapes=lambda x, *_: torch.empty_like(x, memory_format=torch.channels_last),
+    " float eps, bool relu, Tensor(a!) y) -> ()",
+    shapes=lambda *_: None,
 )
 def norm_relu(
     x: Tensor,
@@ -176,10 +176,10 @@ def norm_relu(
     bias: Tensor,
     eps: float,
     relu: bool,
-) -> Tensor:
-    """``relu((x - mean) / √(var + eps) * weight + bias + residual)``, shape of x, channels-last."""
+    y: Tensor,
+) -> None:
+    """``y = relu((x - mean) / √(var + eps) * weight + bias + residual)``, y channels-last."""
     matrix = as_matrix(x)
-    y = torch.empty_like(x, memory_format=torch.channels_last)
     tiles = Tiles.of(*matrix.shape)
     _apply_kernel[(tiles.down, tiles.across)](
         matrix,
@@ -198,18 +198,13 @@ def norm_relu(
         RELU=relu,
         num_warps=tiles.num_warps,
     )
-    return y
 
 
 @operation(
     "(Tensor grad, Tensor x, Tensor? y, Tensor mean, Tensor var, Tensor weight, Tensor bias,"
-    " float eps, bool relu, bool training) -> (Tensor, Tensor, Tensor, Tensor)",
-    shapes=lambda grad, x, y, mean, *_: (
-        torch.empty_like(x, memory_format=torch.channels_last),
-        torch.empty_like(x, memory_format=torch.channels_last) if y is not None else x.new_empty(0),
-        torch.empty_like(mean),
-        torch.empty_like(mean),
-    ),
+    " float eps, bool relu, bool training, Tensor(a!) grad_x, Tensor(b!)? cut)"
+    " -> (Tensor, Tensor)",
+    shapes=lambda grad, x, y, mean, *_: (torch.empty_like(mean), torch.empty_like(mean)),
 )
 def norm_relu_backward(
     grad: Tensor,
@@ -222,15 +217,17 @@ def norm_relu_backward(
     eps: float,
     relu: bool,
     training: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, of the residual, of weight and of bias.
+    grad_x: Tensor,
+    cut: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Write the gradient of x, and give those of weight and bias.
 
-    Where ReLU cut is read from y where there is one, and else rebuilt from x. The residual's
-    gradient is the upstream one after that cut; without a y there is none, and it is empty.
+    Where ReLU cut is rebuilt from x; or read from y, and then the upstream gradient after that cut,
+    which is the residual's, is written as ``cut``.
     """
     upstream, matrix = as_matrix(grad), as_matrix(x)
     from_y = relu and y is not None
-    cut = torch.empty_like(x, memory_format=torch.channels_last) if from_y else upstream
+    passed = upstream if cut is None else cut
     tiles = Tiles.of(*matrix.shape)
     programs, each = tiles.share()
     grad_weight, grad_bias = torch.empty_like(mean), torch.empty_like(mean)
@@ -248,7 +245,7 @@ def norm_relu_backward(
         tickets(x.device),
         grad_weight,
         grad_bias,
-        cut,
+        passed,
         tiles.rows,
         tiles.columns,
         eps,
@@ -258,9 +255,8 @@ def norm_relu_backward(
         FROM_Y=from_y,
         num_warps=tiles.num_warps,
     )
-    grad_x = torch.empty_like(x, memory_format=torch.channels_last)
     _gradient_kernel[(tiles.down, tiles.across)](
-        cut,
+        passed,
         matrix,
         mean,
         var,
@@ -277,4 +273,4 @@ def norm_relu_backward(
         TRAINING=training,
         num_warps=tiles.num_warps,
     )
-    return grad_x, cut if from_y else x.new_empty(0), grad_weight, grad_bias
+    return grad_weight, grad_bias

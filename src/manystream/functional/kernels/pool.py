@@ -275,21 +275,10 @@ def _pool_gradient_kernel(
     tl.store(grad_x + where, result, mask=in_tile)
 
 
-def _pooled(size: int, kernel_size: int, stride: int, padding: int) -> int:
-    return (size + 2 * padding - kernel_size) // stride + 1
-
-
-def _pooled_shape(x: Tensor, kernel_size: int, stride: int, padding: int) -> torch.Size:
-    height, width = (_pooled(s, kernel_size, stride, padding) for s in x.shape[2:])
-    return torch.Size((*x.shape[:2], height, width))
-
-
 @operation(
     "(Tensor x, Tensor mean, Tensor var, Tensor weight, Tensor bias, float eps,"
-    " bool relu, int kernel_size, int stride, int padding) -> Tensor",
-    shapes=lambda x, mean, var, weight, bias, eps, relu, *pool: x.new_empty(
-        _pooled_shape(x, *pool)
-    ).contiguous(memory_format=torch.channels_last),
+    " bool relu, int kernel_size, int stride, int padding, Tensor(a!) y) -> ()",
+    shapes=lambda *_: None,
 )
 def norm_relu_pool(
     x: Tensor,
@@ -302,11 +291,10 @@ def norm_relu_pool(
     kernel_size: int,
     stride: int,
     padding: int,
-) -> Tensor:
-    """``max_pool(relu((x - mean) / √(var + eps) * weight + bias))``, channels-last."""
-    shape = _pooled_shape(x, kernel_size, stride, padding)
-    strip = Strip.of(shape, _FORWARD)
-    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    y: Tensor,
+) -> None:
+    """``y = max_pool(relu((x - mean) / √(var + eps) * weight + bias))``, y channels-last."""
+    strip = Strip.of(y.shape, _FORWARD)
     _pool_kernel[strip.grid](
         as_matrix(x),
         mean,
@@ -314,9 +302,9 @@ def norm_relu_pool(
         weight,
         bias,
         y,
-        shape[1],
+        y.shape[1],
         *x.shape[2:],
-        *shape[2:],
+        *y.shape[2:],
         eps,
         **strip.blocks,
         KERNEL=kernel_size,
@@ -324,18 +312,13 @@ def norm_relu_pool(
         PADDING=padding,
         RELU=relu,
     )
-    return y
 
 
 @operation(
     "(Tensor grad, Tensor x, Tensor mean, Tensor var, Tensor weight, Tensor bias, float eps,"
-    " bool relu, bool training, int kernel_size, int stride, int padding)"
-    " -> (Tensor, Tensor, Tensor)",
-    shapes=lambda grad, x, mean, *_: (
-        torch.empty_like(x, memory_format=torch.channels_last),
-        torch.empty_like(mean),
-        torch.empty_like(mean),
-    ),
+    " bool relu, bool training, int kernel_size, int stride, int padding, Tensor(a!) grad_x)"
+    " -> (Tensor, Tensor)",
+    shapes=lambda grad, x, mean, *_: (torch.empty_like(mean), torch.empty_like(mean)),
 )
 def norm_relu_pool_backward(
     grad: Tensor,
@@ -350,15 +333,18 @@ def norm_relu_pool_backward(
     kernel_size: int,
     stride: int,
     padding: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, weight and bias; of each window one byte is held meanwhile."""
+    grad_x: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Write the gradient of x, and give those of weight and bias.
+
+    Of each window one byte is held meanwhile.
+    """
     upstream, matrix = as_matrix(grad), as_matrix(x)
     pooled, full = Strip.of(grad.shape, _BACKWARD), Strip.of(x.shape, _BACKWARD)
     programs, each = pooled.share()
     index = torch.empty(upstream.shape, dtype=torch.uint8, device=x.device)
     partial = torch.empty((2, programs, matrix.shape[1]), device=x.device)
     grad_weight, grad_bias = torch.empty_like(mean), torch.empty_like(mean)
-    grad_x = torch.empty_like(x, memory_format=torch.channels_last)
     sizes = (matrix.shape[1], *x.shape[2:], *grad.shape[2:], eps)
     window = {"KERNEL": kernel_size, "STRIDE": stride, "PADDING": padding}
     _pool_reduce_kernel[(programs, pooled.across)](
@@ -397,4 +383,4 @@ def norm_relu_pool_backward(
         TRAINING=training,
         num_warps=2,
     )
-    return grad_x, grad_weight, grad_bias
+    return grad_weight, grad_bias

@@ -1,0 +1,112 @@
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import nn
+
+from manystream.layers import StreamNormAct2d, SubsetNorms
+from manystream.models import StreamResNet
+from manystream.presence import Group
+from tests.builders import mask_of, random_images, small_resnet
+
+
+def seen_once(norms: SubsetNorms, *names: str) -> SubsetNorms:
+    """Have only these norms count a batch."""
+    for name, norm in norms.named_children():
+        norm.num_batches_tracked.fill_(int(name in names))
+    return norms.eval()
+
+
+def answers(norms: SubsetNorms, subset: int) -> str:
+    ((norm, _),) = norms.of([Group(subset, slice(0, 1))])
+    return next(name for name, own in norms.named_children() if own is norm)
+
+
+@pytest.mark.parametrize(
+    ("seen", "subset", "name"),
+    [
+        (["0", "0_1", "0_1_2"], 0b001, "0"),
+        (["0_1", "0_1_2"], 0b001, "0_1"),
+        (["1_2", "0_1_2"], 0b001, "0_1_2"),
+        (["0", "1"], 0b110, "0_1_2"),
+        ([], 0b010, "0_1_2"),
+        (["0_2", "0_1"], 0b001, "0_1"),
+    ],
+)
+def test_an_unseen_subset_is_answered_for_by_the_smallest_that_contains_it(seen, subset, name):
+    assert answers(seen_once(SubsetNorms(2, 3), *seen), subset) == name
+
+
+def test_what_was_seen_lies_in_the_state_dict():
+    trained = seen_once(SubsetNorms(2, 2), "0_1")
+    assert answers(trained, 1) == "0_1"
+    loaded = SubsetNorms(2, 2).eval()
+    assert answers(loaded, 1) == "0_1"
+    seen_once(trained, "0", "0_1")
+    loaded.load_state_dict(trained.state_dict())
+    assert answers(loaded, 1) == answers(deepcopy(loaded), 1) == answers(trained, 1) == "0"
+
+
+def test_the_state_of_one_norm_is_taken_into_all():
+    single = nn.BatchNorm2d(3)
+    single(torch.randn(4, 3, 2, 2))
+    norms = SubsetNorms(3, 2)
+    norms.load_state_dict(single.state_dict())
+    for norm in norms.children():
+        for key, value in norm.state_dict().items():
+            assert torch.equal(value, single.state_dict()[key]), key
+    assert answers(norms.eval(), 1) == "0"
+
+
+@pytest.mark.parametrize("words", ["111 110 011", "101 001"])
+def test_a_network_with_one_norm_in_each_place_becomes_one_with_many(words):
+    mask = mask_of(words)
+    images = random_images(mask)
+    one, many = small_resnet(3).eval(), small_resnet(3, subset_norms=True).eval()
+    many.load_state_dict(one.state_dict())
+    torch.testing.assert_close(many(images, present=mask), one(images, present=mask))
+
+
+def test_training_moves_the_statistics_of_the_subsets_in_the_batch_alone():
+    network = small_resnet(2, subset_norms=True).train()
+    mask = mask_of("11 10 11 10")
+    before = {k: v.clone() for k, v in network.bn1.integrated.state_dict().items()}
+    network(random_images(mask), present=mask).sum().backward()
+    moved = {
+        key.split(".")[0]
+        for key, value in network.bn1.integrated.state_dict().items()
+        if not torch.equal(value, before[key])
+    }
+    assert moved == {"0", "0_1"}
+    unused = network.bn1.integrated.get_submodule("1")
+    assert torch.equal(unused.weight.grad, torch.zeros_like(unused.weight))
+
+
+def test_a_layout_is_built_again():
+    network = small_resnet(2, subset_norms=True)
+    again = StreamResNet(**network.layout)
+    again.load_state_dict(network.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("family", "has"),
+    [("li_net3_soma", "a group norm"), ("late_fusion", "no integrated pathway")],
+)
+def test_families_without_a_batch_norm_there_refuse(family, has):
+    with pytest.raises(ValueError, match=f"'{family}' has {has}.*leave subset_norms out"):
+        small_resnet(2, family=family, subset_norms=True)
+
+
+def test_too_many_streams_are_refused():
+    with pytest.raises(ValueError, match="9 streams would be 511; expected up to 8 streams"):
+        SubsetNorms(4, 9)
+
+
+def test_norms_without_running_statistics_are_refused():
+    def no_statistics(channels):
+        return SubsetNorms(
+            channels, 2, norm_layer=lambda c: nn.BatchNorm2d(c, track_running_stats=False)
+        )
+
+    with pytest.raises(ValueError, match="keeps no running statistics"):
+        StreamNormAct2d(3, 2, no_statistics)
