@@ -1,16 +1,19 @@
-"""Modality dropout: which streams a training sample loses, drawn on the host."""
+"""What a training sample loses, by modality dropout, or with which subsets it is seen."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
 from itertools import combinations
 from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from manystream.choices import did_you_mean
+from manystream.presence import Presence, Views
 
 Schedule = Literal["ramp_up", "ramp_down"]
 
@@ -212,3 +215,63 @@ def _subsets(
             subsets.append(tuple(m in lost for m in range(len(pattern))))
             shares.append(product / math.fsum(products) / len(sizes))
     return subsets, shares
+
+
+def subset_views(
+    stream_names: Sequence[str],
+    subsets: Literal["all"] | int,
+    weights: Mapping[str, float] | None = None,
+) -> Callable[[Presence], Views]:
+    """Make what says with which subsets of its streams each sample of a batch is seen.
+
+    Args:
+        stream_names: names of the network's streams.
+        subsets: ``"all"``, or how many a sample is seen with, the one of all that it has among
+            them, 2 to 2^M − 1.
+        weights: how much a subset counts beside a sample's others, by the names of its streams,
+            for example ``{"rgb": 2.0, "rgb + depth": 1.0}``; 1 where nothing is said.
+
+    Raises:
+        ValueError: if there is one stream only, the number is out of its range, or a subset does
+            not exist.
+
+    Example:
+        >>> see = subset_views(["rgb", "depth"], "all")
+        >>> see(Presence.all_present(2, 2)).num_views
+        6
+    """
+    most = (1 << len(stream_names)) - 1
+    if len(stream_names) < 2:
+        raise ValueError(
+            f"subsets is {subsets!r}, but the network has one stream, {stream_names[0]}; leave "
+            "subsets out"
+        )
+    if subsets != "all" and not 2 <= subsets <= most:
+        raise ValueError(
+            f"subsets is {subsets}; expected 'all', or 2 to {most} for the streams "
+            f"{', '.join(stream_names)}"
+        )
+    numbered = {subset_bits(name, stream_names): w for name, w in (weights or {}).items()}
+    per_sample = None if subsets == "all" else subsets
+    return partial(Views.with_subsets, per_sample=per_sample, weights=numbered)
+
+
+def subset_bits(name: str, stream_names: Sequence[str]) -> int:
+    """Return the bits of the streams that a subset's name joins by ``+``.
+
+    Raises:
+        ValueError: if a stream does not exist.
+
+    Example:
+        >>> subset_bits("depth + rgb", ["rgb", "depth"])
+        3
+    """
+    bits = 0
+    for part in map(str.strip, name.split("+")):
+        if part not in stream_names:
+            raise ValueError(
+                f"subset {name!r} names stream {part!r}; the network's streams are "
+                f"{', '.join(stream_names)}{did_you_mean(part, stream_names)}"
+            )
+        bits |= 1 << stream_names.index(part)
+    return bits

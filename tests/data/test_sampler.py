@@ -8,6 +8,7 @@ from manystream.data.sampler import (
     own_sampler,
     select_before_reading,
     shared,
+    stratified,
 )
 from tests.builders import mask_of
 
@@ -51,6 +52,33 @@ def test_a_smaller_last_batch_is_dropped_unless_it_is_the_only_one(count, sizes)
     sampler = StreamBatchSampler(EVERYTHING[:count], 4, drop_last=True)
     assert [len(batch) for batch in sampler] == sizes
     assert len(sampler) == len(sizes)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_each_batch_has_its_share_of_every_pattern(world_size):
+    present = mask_of(" ".join(["11"] * 70 + ["10"] * 20 + ["01"] * 10))
+    sampler = StreamBatchSampler(present, 16, shuffle=True)
+    loader = DataLoader(range(100), batch_sampler=sampler)
+    with stratified(loader), shared(loader, 0, world_size):
+        for batch in list(sampler)[:-1]:
+            kept = torch.tensor([key.kept for key in batch])
+            for pattern, share in {
+                (True, True): 0.7,
+                (True, False): 0.2,
+                (False, True): 0.1,
+            }.items():
+                count = int((kept == torch.tensor(pattern)).all(dim=1).sum())
+                assert abs(count - 16 * share) < 1 + world_size
+    assert not sampler.stratified
+
+
+def test_a_stratified_order_holds_every_sample_once_and_is_drawn_anew():
+    sampler = StreamBatchSampler(mask_of("11 10 11 01 11 11"), 4, shuffle=True)
+    sampler.stratified = True
+    first = order(sampler)
+    sampler.epoch = 1
+    assert sorted(first) == sorted(order(sampler)) == list(range(6))
+    assert first != order(sampler)
 
 
 def test_what_is_kept_is_decided_before_anything_is_read():

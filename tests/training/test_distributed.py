@@ -1,4 +1,5 @@
 import os
+from functools import partial
 
 import pytest
 import torch
@@ -40,26 +41,34 @@ PATTERNS = {
 CLOSE = {"rtol": 1e-10, "atol": 1e-13}
 
 
-@pytest.fixture(scope="module")
-def joint_steps():
-    """For each family and pattern, what both processes have after a step with joint norms."""
+NETWORKS = {family: {"family": family} for family in FAMILIES}
+NETWORKS["a norm per subset"] = {"subset_norms": True}
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["full views", "all subsets"])
+def joint_steps(request):
+    """For each network and pattern, what both processes have after a step with joint norms."""
+    how = {"joint": True, "subsets": request.param}
     cases = [
-        {"patterns": patterns, "joint": True, "family": family}
-        for family in FAMILIES
+        {"patterns": patterns, **layout, **how}
+        for layout in NETWORKS.values()
         for patterns in PATTERNS.values()
     ]
     first, second = in_processes(half_steps, cases, count=2)
-    names = [(family, name) for family in FAMILIES for name in PATTERNS]
-    return dict(zip(names, zip(first, second, strict=True), strict=True))
+    names = [(network, name) for network in NETWORKS for name in PATTERNS]
+    return {"subsets": request.param} | dict(
+        zip(names, zip(first, second, strict=True), strict=True)
+    )
 
 
 @pytest.mark.parametrize("name", PATTERNS)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_two_processes_with_joint_norms_are_one_with_the_joined_batch(joint_steps, family, name):
-    network = small_resnet(family=family)
-    step(network, PATTERNS[name])
+@pytest.mark.parametrize("layout", NETWORKS)
+def test_two_processes_with_joint_norms_are_one_with_the_joined_batch(joint_steps, layout, name):
+    """Also where they have unequal numbers of views."""
+    network = small_resnet(**NETWORKS[layout])
+    step(network, PATTERNS[name], subsets=joint_steps["subsets"])
     gradients, buffers = state_after(network)
-    for [(own_gradients, own_buffers)] in joint_steps[family, name]:
+    for [(own_gradients, own_buffers)] in joint_steps[layout, name]:
         torch.testing.assert_close(own_gradients, gradients, **CLOSE)
         torch.testing.assert_close(own_buffers, buffers, **CLOSE)
 
@@ -130,10 +139,14 @@ def test_every_memory_mode_gives_the_same_bits(separate_steps, name, block):
                 assert different == [], mode
 
 
-def test_training_in_two_processes_is_training_in_one():
-    exact = {"precision": "64-true"}
-    first, second = in_processes(train, 4, exact, count=2)
-    [(weights, history, _)] = in_processes(train, 8, exact)
+@pytest.mark.parametrize(
+    ("changes", "layout"), [({}, {}), ({"subsets": "all"}, {"subset_norms": True})]
+)
+def test_training_in_two_processes_is_training_in_one(changes, layout):
+    exact = {"precision": "64-true", **changes}
+    run = partial(train, **layout)
+    first, second = in_processes(run, 4, exact, count=2)
+    [(weights, history, _)] = in_processes(run, 8, exact)
     assert first[1] == second[1]
     assert (first[1].pop("num_processes"), history.pop("num_processes")) == ([2, 2], [1, 1])
     for name, values in repeatable(history).items():

@@ -261,12 +261,12 @@ def test_a_batch_that_does_not_fit_comes_out_as_a_value_error():
 )
 def test_what_does_not_fit_is_found_before_training(changes, num_streams, message):
     with pytest.raises(ValueError, match=message):
-        check_fit(FitOptions(**changes), num_streams)
+        check_fit(FitOptions(**changes), list("abc")[:num_streams])
 
 
 def test_what_fits_passes():
-    check_fit(FitOptions(accelerator="cpu"), 1)
-    check_fit(FitOptions(modality_dropout=True, modality_dropout_max_blanked=2, **CPU), 3)
+    check_fit(FitOptions(accelerator="cpu"), ["rgb"])
+    check_fit(FitOptions(modality_dropout=True, modality_dropout_max_blanked=2, **CPU), list("abc"))
 
 
 def test_a_loader_without_a_length_is_scheduled_by_epoch():
@@ -363,7 +363,7 @@ def test_a_package_that_is_missing_is_not_blamed_on_the_accelerator(arguments, m
 
     monkeypatch.setattr("lightning.pytorch.Trainer", broken)
     with pytest.raises(ValueError, match="cannot import abacus") as error:
-        check_fit(FitOptions(**arguments, **CPU), 2)
+        check_fit(FitOptions(**arguments, **CPU), ["rgb", "depth"])
     assert "accelerator" not in str(error.value)
     assert all(f"{name} is {value!r}" in str(error.value) for name, value in arguments.items())
 

@@ -3,6 +3,8 @@
 import os
 import signal
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,8 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from manystream.data.loader import StreamDataset, make_loader
 from manystream.data.options import DataOptions
 from manystream.layers import synchronise_norms
+from manystream.presence import Views
+from manystream.tasks import StepLoss, forward_and_loss
 from manystream.training import FitOptions, termination
 from manystream.training.distributed import average_gradients
 from manystream.training.termination import Terminated
@@ -25,13 +29,20 @@ from tests.training.builders import CPU, array_source, easy_samples, tiny_model,
 from tests.training.killing import Moments
 
 
-def step(network, patterns, rows=slice(None), device="cpu"):
-    """Loss and its gradients on some rows of a batch of noise."""
+def step(network, patterns, rows=slice(None), device="cpu", subsets=False):
+    """Loss and its gradients on some rows of a batch of noise, seen with all subsets if asked."""
     mask = mask_of(patterns)
     images = [x.to(device) for x in random_images(mask, size=(33, 41))]
     target = torch.arange(len(mask), device=device) % 5
-    loss = F.cross_entropy(network([x[rows] for x in images], mask[rows]), target[rows])
+    own = getattr(network, "module", network)
+    batch = replace(own.to_batch([x[rows] for x in images], mask[rows]), target=target[rows])
+    if subsets:
+        batch = replace(batch, views=Views.with_subsets(batch.presence).to(device))
+    loss, _ = forward_and_loss(network, StepLoss(cross_entropies), batch)
     loss.backward()
+
+
+cross_entropies = partial(F.cross_entropy, reduction="none")
 
 
 def state_after(network):
@@ -40,7 +51,7 @@ def state_after(network):
     return gradients, {name: buffer.cpu() for name, buffer in network.named_buffers()}
 
 
-def half_step(patterns, joint=False, modes=("fast",), on_gpus=False, **layout):
+def half_step(patterns, joint=False, modes=("fast",), on_gpus=False, subsets=False, **layout):
     """A step of this process on its half of a batch, for each memory mode."""
     if not dist.is_initialized():
         dist.init_process_group("nccl" if on_gpus else "gloo")
@@ -55,7 +66,7 @@ def half_step(patterns, joint=False, modes=("fast",), on_gpus=False, **layout):
         network.memory = mode
         if joint:
             synchronise_norms(network)
-        step(DistributedDataParallel(network), patterns, rows, device)
+        step(DistributedDataParallel(network), patterns, rows, device, subsets)
         states.append(state_after(network))
     return states
 
@@ -96,10 +107,10 @@ def any_loader(batch_size, shuffle):
     return DataLoader(TensorDataset(*easy_samples(26)), batch_size=batch_size, shuffle=shuffle)
 
 
-def train(batch_size, changes, out=None, resume=False, kill_at=None):
+def train(batch_size, changes, out=None, resume=False, kill_at=None, **layout):
     """Fit on a loader of ours: weights, history, and the streams that training batches had."""
     options = FitOptions(**{"epochs": 2, "sync_batchnorm": True, **CPU, **changes})
-    model, moments, seen = tiny_model(), Moments(kill_at), []
+    model, moments, seen = tiny_model(**layout), Moments(kill_at), []
     moments.watch(model)
     model.network.register_forward_pre_hook(
         lambda _, inputs: seen.append(inputs[0].presence.mask) if model.network.training else None

@@ -57,7 +57,7 @@ def train(options: TrainOptions) -> None:
         task=Classification(classes=data.classes),
     )
     model.preprocessing, model.held_out = data.preprocessing.to_dict(), data.held_out
-    check_fit(options.fit, len(data.in_channels))
+    check_fit(options.fit, list(data.in_channels))
     check_against_network(options.fit, model.network, model.task, data.train, has_validation=True)
     if find_size:
         options.data.batch_size = fill_memory(model, data, options.fit)

@@ -44,6 +44,8 @@ class StreamBatchSampler(Sampler[list[SampleKey]]):
     Attributes:
         select: which streams the samples of a batch keep; a sample that keeps none is left out.
             None keeps all.
+        stratified: whether each batch has its share of every pattern of streams, give or take one
+            sample, so that the numbers of rows seldom change from batch to batch.
         epoch: the epoch, set by the training loop.
         start: batches that the next pass leaves out, for a run that goes on within an epoch.
         rank: number of this process among those that train together; see :func:`shared`.
@@ -69,6 +71,7 @@ class StreamBatchSampler(Sampler[list[SampleKey]]):
         self.drop_last = drop_last
         self.seed = seed
         self.select: Selection | None = None
+        self.stratified = False
         self.epoch = 0
         self.start = 0
         self.rank = 0
@@ -96,11 +99,21 @@ class StreamBatchSampler(Sampler[list[SampleKey]]):
                 yield batch
 
     def _order(self) -> Tensor:
-        if not self.shuffle:
-            return torch.arange(len(self.present))
-        # Seeded by epoch, so that an epoch can be repeated without those before it.
-        rng = np.random.default_rng((self.seed, self.epoch))
-        return torch.from_numpy(rng.permutation(len(self.present)))
+        order = torch.arange(len(self.present))
+        if self.shuffle:
+            # Seeded by epoch, so that an epoch can be repeated without those before it.
+            rng = np.random.default_rng((self.seed, self.epoch))
+            order = torch.from_numpy(rng.permutation(len(self.present)))
+        return order[_evenly_spread(self.present[order])] if self.stratified else order
+
+
+def _evenly_spread(present: Tensor) -> Tensor:
+    """Give an order in which the samples of every pattern follow each other at even distances."""
+    _, pattern, counts = present.unique(dim=0, return_inverse=True, return_counts=True)
+    place = torch.empty(len(present), dtype=torch.float64)
+    for number, count in enumerate(counts.tolist()):
+        place[pattern == number] = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    return place.argsort(stable=True)
 
 
 def own_sampler(loader: Iterable[Any] | None) -> StreamBatchSampler | None:
@@ -128,6 +141,26 @@ def select_before_reading(loader: Iterable[Any], select: Selection | None) -> It
         yield
     finally:
         sampler.select = before
+
+
+@contextmanager
+def stratified(loader: Iterable[Any]) -> Iterator[None]:
+    """For a while, have a loader of ours give each batch its share of every pattern of streams.
+
+    Any other loader is left as it is.
+
+    Args:
+        loader: batches.
+    """
+    sampler = own_sampler(loader)
+    if sampler is None:
+        yield
+        return
+    before, sampler.stratified = sampler.stratified, True
+    try:
+        yield
+    finally:
+        sampler.stratified = before
 
 
 @contextmanager

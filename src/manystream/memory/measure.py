@@ -19,6 +19,7 @@ from manystream.batch import StreamBatch
 from manystream.layers import BasicBlock, Bottleneck, StreamConv2d, StreamNormAct2d
 from manystream.memory.counting import peak_bytes, watching_kept
 from manystream.models import StreamNetwork
+from manystream.tasks import forward_and_loss
 
 Kind = Literal[
     "raw output", "integrated raw output", "activation", "block output", "index", "other"
@@ -62,7 +63,8 @@ def measure(
         network: the network; a copy of it is measured.
         batch: a batch with targets.
         autocast_dtype: precision of the forward pass, for example ``torch.bfloat16``.
-        loss: from the network's output and the target to shape (); cross-entropy by default.
+        loss: from the network's output and the target to shape (); cross-entropy by default. Views
+            with subsets of the streams want a :class:`manystream.tasks.StepLoss`.
 
     Raises:
         ValueError: if the batch has no target.
@@ -86,7 +88,7 @@ def measure(
 
     def step() -> Tensor:
         with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None):
-            return loss(trained(batch), target)
+            return forward_and_loss(trained, loss, batch)[0]
 
     step().backward()  # Makes the gradients.
     lives = [*trained.parameters(), *trained.buffers(), *batch.streams, *tree_leaves(target)]

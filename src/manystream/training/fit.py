@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping
 
-from manystream.data.sampler import select_before_reading, shared
+from manystream.data.sampler import select_before_reading, shared, stratified
 from manystream.models import StreamNetwork
 from manystream.models.inspection import BalancePenalty
 from manystream.tasks import StepLoss, Task
@@ -112,18 +112,19 @@ def fit(
         return run.train()
 
 
-def check_fit(options: FitOptions, num_streams: int) -> None:
+def check_fit(options: FitOptions, stream_names: Sequence[str]) -> None:
     """Raise what :func:`fit` would raise about its options, before anything is written.
 
     Args:
         options: how to train.
-        num_streams: number of streams of the network.
+        stream_names: names of the network's streams.
 
     Raises:
-        ValueError: if modality dropout does not fit the number of streams, or there is no such
+        ValueError: if modality dropout or subsets do not fit the streams, or there is no such
             accelerator, or not as many devices, here.
     """
-    options.make_dropout(num_streams)
+    options.make_dropout(len(stream_names))
+    options.make_views(stream_names)
     with trainer_session(progress=False, **_place(options)):
         pass
 
@@ -151,6 +152,7 @@ def check_against_network(
     monitor = options.monitored(task)
     check_multipliers(network, options.learning_rate_multipliers)
     make_loss(task, options, train_loader)
+    options.make_views(network.stream_names)
     check_loggers(options.loggers)
     if options.balance_penalty > 0:
         BalancePenalty(network)
@@ -242,6 +244,8 @@ class _Run:
             stack.enter_context(shared(self.val_loader, *place, even=False))
             select = None if dropout is None else dropout.draw
             stack.enter_context(select_before_reading(self.train_loader, select))
+            if options.subsets is not None:
+                stack.enter_context(stratified(self.train_loader))
             device = trainer.strategy.root_device
             feed.loader = share_of(self.train_loader, *place, seed=options.seed, device=device)
             val_feed = None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -31,6 +33,8 @@ from manystream.training.param_groups import make_param_groups
 from manystream.training.schedule import make_schedules
 
 _SAMPLES_SHOWN = 16
+
+_logger = logging.getLogger(__name__)
 
 Step = Callable[[StreamBatch], tuple[Tensor, Tensor]]
 """From a batch with targets to its loss, (), and the network's output, (B, ...)."""
@@ -64,6 +68,7 @@ class TrainingModule(pl.LightningModule):
         self.task = task
         self.options = options or FitOptions()
         self.dropout = dropout
+        self.see = self.options.make_views(network.stream_names)
         self.loss = loss or StepLoss(task.loss)
         self.balance = BalancePenalty(network) if self.options.balance_penalty > 0 else None
         self._step: Step
@@ -82,7 +87,11 @@ class TrainingModule(pl.LightningModule):
         compact = read_batch(batch, self.network.in_channels)
         if len(compact):
             self.task.check_target(compact.target, len(compact), compact.ids)
-        select = self._train_select() if self.trainer.training else None
+        if not self.trainer.training:
+            return compact
+        if self.see is not None:
+            return replace(compact, views=self.see(compact.presence))
+        select = self._train_select()
         return compact if select is None else compact.keep(select(compact.presence.mask))
 
     def training_step(self, batch: StreamBatch, batch_idx: int) -> Tensor | None:
@@ -172,6 +181,12 @@ class TrainingModule(pl.LightningModule):
         if self.trainer.world_size > 1:
             check_same_length(self.trainer.num_training_batches, self.trainer.strategy.root_device)
         self._step = make_step(self.network, self.loss, self.options, self.trainer)
+        if self.in_graphs and self.see and own_sampler(self.trainer.train_dataloader) is None:
+            _logger.warning(
+                "train_loader is not one of manystream.data: where samples lack streams, the "
+                "numbers of rows change from batch to batch, and few steps are replayed from CUDA "
+                "graphs; ms.data.loaders keeps these numbers few"
+            )
         done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
         self._set_epoch(self.current_epoch, done)
 

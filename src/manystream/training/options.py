@@ -8,7 +8,7 @@ here that needs torch: what a check calls is imported where something was asked 
 # TYPE_CHECKING.
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -17,6 +17,7 @@ from manystream.choices import check_choices, did_you_mean
 
 if TYPE_CHECKING:
     from manystream.dropout import ModalityDropout
+    from manystream.presence import Presence, Views
     from manystream.tasks import Task
 
 Precision = Literal["32-true", "tf32", "bf16-mixed", "16-mixed", "64-true"]
@@ -113,6 +114,15 @@ class FitOptions:
     modality_dropout_stratified: bool = False
     """Whether every batch loses the same number of rows per stream."""
 
+    # With which subsets of their streams training samples are seen.
+    subsets: Literal["all"] | int | None = None
+    """Train every sample with all subsets of its streams at once, while each stream is computed
+    once: all; or with its full set and others, so many in all; null trains the full set alone.
+    Not together with modality_dropout, which it replaces."""
+    subset_weights: dict[str, float] = field(default_factory=dict)
+    """How much the loss of a subset counts beside the others of a sample, for example {rgb: 2};
+    1 where nothing is said."""
+
     # Which weights a run leaves.
     monitor: str | None = None
     """What tells a better epoch from a worse one: a metric of the task or the loss, in validation
@@ -179,6 +189,7 @@ class FitOptions:
         _check_optimizer(self)
         _check_class_weights(self)
         _check_dropout(self)
+        _check_subsets(self)
         if self.freeze_patience is not None and self.subset_accuracy_every == 0:
             raise ValueError(
                 f"freeze_patience is {self.freeze_patience}, but nothing measures streams by "
@@ -213,6 +224,18 @@ class FitOptions:
             ValueError: if it does not fit that number of streams.
         """
         return _dropout(self, num_streams) if self.modality_dropout else None
+
+    def make_views(self, stream_names: "Sequence[str]") -> "Callable[[Presence], Views] | None":
+        """Make what says with which subsets samples are seen; None where all have one view.
+
+        Raises:
+            ValueError: if it does not fit these streams.
+        """
+        if self.subsets is None:
+            return None
+        from manystream.dropout import subset_views
+
+        return subset_views(stream_names, self.subsets, self.subset_weights)
 
     def distribution(self) -> dict[str, Any]:
         """Give the arguments of ``lightning.pytorch.Trainer`` that say where a run trains.
@@ -348,6 +371,27 @@ def _check_dropout(options: FitOptions) -> None:
             "modality_dropout to true (at a rate of 0 it takes nothing away), or leave the other "
             "out"
         )
+
+
+def _check_subsets(options: FitOptions) -> None:
+    subsets, weights = options.subsets, options.subset_weights
+    if subsets is None:
+        if weights:
+            raise ValueError(
+                f"subset_weights is {weights}, but subsets is not set, so nothing would use it; "
+                "set subsets to 'all'"
+            )
+        return
+    if options.modality_dropout:
+        raise ValueError(
+            f"subsets is {subsets!r} and modality_dropout is on; training with subsets sees every "
+            "sample without some of its streams already: leave one of the two out"
+        )
+    if subsets != "all" and (isinstance(subsets, bool) or subsets < 2):
+        raise ValueError(f"subsets is {subsets!r}; expected 'all', or 2 or more")
+    for name, weight in weights.items():
+        if not 0 < weight < math.inf:
+            raise ValueError(f"subset_weights has {name}: {weight}; expected more than 0")
 
 
 def _dropout(options: FitOptions, num_streams: int) -> "ModalityDropout":

@@ -20,6 +20,7 @@ from manystream.batch import StreamBatch, map_target
 from manystream.memory import MemoryReport, measure
 from manystream.models import StreamNetwork
 from manystream.models.memory_modes import MemoryMode
+from manystream.presence import Presence, Views
 from manystream.training.module import TrainingModule
 from manystream.training.options import Precision
 
@@ -66,12 +67,14 @@ class StepForm:
         target: of some samples of that image size, on the CPU.
         in_graphs: whether the step was to be replayed from CUDA graphs, which take more memory than
             the eager steps that are counted here.
+        see: with which subsets of their streams samples are seen; None with their full set.
     """
 
     batch_size: int = 0
     image_size: tuple[int, int] = (0, 0)
     target: Any = field(default=None, compare=False)
     in_graphs: bool = False
+    see: Callable[[Presence], Views] | None = field(default=None, compare=False)
 
     def noise(self, network: StreamNetwork, batch_size: int | None = None) -> StreamBatch:
         """Make a batch of that form, of every stream, with the targets over and over."""
@@ -82,7 +85,8 @@ class StepForm:
             for channels in network.in_channels.values()
         ]
         target = map_target(lambda t: t[torch.arange(batch_size) % len(t)], self.target)
-        return replace(network.to_batch(images), target=target)
+        batch = replace(network.to_batch(images), target=target)
+        return batch if self.see is None else replace(batch, views=self.see(batch.presence))
 
 
 class StepWatch(pl.Callback):
@@ -110,7 +114,7 @@ class StepWatch(pl.Callback):
             latest.target = map_target(lambda t: t[:1].cpu(), batch.target)
         latest.batch_size, latest.image_size = len(batch), (height, width)
         assert isinstance(pl_module, TrainingModule)
-        latest.in_graphs = pl_module.in_graphs
+        latest.in_graphs, latest.see = pl_module.in_graphs, pl_module.see
 
 
 def explain_out_of_memory(
