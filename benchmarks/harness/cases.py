@@ -17,6 +17,7 @@ from manystream.models import StreamNetwork
 from manystream.models.memory_modes import MemoryMode
 
 Precision = Literal["fp32", "tf32", "bf16"]
+Seen = Literal["full", "subsets", "repeated"]
 
 MODES: tuple[MemoryMode, ...] = get_args(MemoryMode)
 NUM_CLASSES = 19
@@ -36,6 +37,10 @@ class Case:
         batch_size: samples B.
         image_size: height and width in pixels.
         blanked: share of samples that lack one of their streams, each stream in turn.
+        seen: with which of its streams a sample is seen: ``"full"`` with all that it has;
+            ``"subsets"`` with each of their subsets too; ``"repeated"`` so that each subset is a
+            sample of its own.
+        subset_norms: whether the integrated pathway has a norm for every subset.
         precision: ``"bf16"`` is autocast; ``"tf32"`` is float32 with TF32 products.
         device: where to measure.
         steps: steps to time, or to vary.
@@ -57,6 +62,8 @@ class Case:
     batch_size: int = 32
     image_size: tuple[int, int] = (224, 224)
     blanked: float = 0.2
+    seen: Seen = "full"
+    subset_norms: bool = False
     precision: Precision = "bf16"
     device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
     steps: int = 50
@@ -93,6 +100,7 @@ def network_of(case: Case) -> StreamNetwork:
         width=case.width,
         streams=case.streams,
         num_classes=NUM_CLASSES,
+        subset_norms=case.subset_norms,
     ).network
     return network.to(case.device).train()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import cast
 
 import torch
@@ -15,6 +16,8 @@ from harness.baselines import BASELINES
 from harness.cases import NUM_CLASSES, Case, network_of
 from manystream import StreamBatch, StreamResNet
 from manystream.models.memory_modes import MemoryMode
+from manystream.presence import Presence, Views
+from manystream.tasks import StepLoss, forward_and_loss
 
 Loss = Callable[[], Tensor]
 """Runs a forward pass and returns its loss."""
@@ -58,9 +61,17 @@ class Workload:
         if self._baseline is not None:
             present = mask.to(self.device)
             return self._baseline_loss(present), [*self.images, present, self.target]
-        batch = replace(self.network.to_batch(self.images, mask), target=self.target)
+        images, target = self.images, self.target
+        if self.case.seen == "repeated":
+            samples, mask = _repeated(mask)
+            images = [x[samples.to(self.device)] for x in images]
+            target = target[samples.to(self.device)]
+        batch = replace(self.network.to_batch(images, mask), target=target)
+        if self.case.seen == "subsets":
+            views = Views.with_subsets(batch.presence).to(self.device)
+            batch = replace(batch, views=views)
         loss = self._graphed_loss(batch) if self.case.graphs else self._eager_loss(batch)
-        return loss, [*batch.streams, self.target]
+        return loss, [*batch.streams, target]
 
     def step(self, loss: Loss, *, free_gradients: bool = False) -> None:
         """Take one training step; gradients that stay count as no activation memory."""
@@ -84,12 +95,12 @@ class Workload:
     def _eager_loss(self, batch: StreamBatch) -> Loss:
         def loss() -> Tensor:
             with self._autocast():
-                return F.cross_entropy(self.network(batch), self.target)
+                return forward_and_loss(self.network, _LOSS, batch)[0]
 
         return loss
 
     def _graphed_loss(self, batch: StreamBatch) -> Loss:
-        graphed = ms.GraphedStep(self.network, F.cross_entropy)
+        graphed = ms.GraphedStep(self.network, _LOSS)
 
         def loss() -> Tensor:
             with self._autocast():
@@ -104,6 +115,20 @@ class Workload:
     def _noise(self, channels: int) -> Tensor:
         shape = (self.case.batch_size, channels, *self.case.image_size)
         return torch.randn(shape, device=self.device).contiguous(memory_format=torch.channels_last)
+
+
+_LOSS = StepLoss(partial(F.cross_entropy, reduction="none"))
+
+
+def _repeated(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The sample of each subset of each sample's streams, and the mask of that subset."""
+    presence = Presence.from_mask(mask)
+    views = Views.with_subsets(presence)
+    subset = torch.cat(
+        [torch.full((g.views.stop - g.views.start,), g.subset) for g in views.groups]
+    )
+    kept = subset[:, None] >> torch.arange(presence.num_streams) & 1
+    return views.sample, kept.bool()
 
 
 def _set_precision(case: Case) -> None:

@@ -4,6 +4,7 @@ import copy
 import gc
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from manystream.graphs import GraphedStep
+from manystream.presence import Views
+from manystream.tasks import StepLoss, forward_and_loss
 from tests.builders import mask_of, random_images, small_resnet
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -25,10 +28,10 @@ def _exact_products():
         yield
 
 
-def network_of(words, device="cuda", memory="fast", seed=0, dropout=0.0):
+def network_of(words, device="cuda", memory="fast", seed=0, **layout):
     torch.manual_seed(seed)
     mask = mask_of(words)
-    network = small_resnet(mask.shape[1], dropout=dropout, dtype=torch.float32).to(device)
+    network = small_resnet(mask.shape[1], dtype=torch.float32, **layout).to(device)
     network.memory = memory
     return network
 
@@ -109,6 +112,29 @@ def test_replayed_steps_are_the_eager_ones(words, memory):
         loss.backward()
         expected = twin(batch)
         expected_loss = F.cross_entropy(expected, batch.target)
+        expected_loss.backward()
+        assert_same(outcome(network, loss, logits), outcome(twin, expected_loss, expected))
+    assert step.num_graphs == 1
+
+
+@needs_gpu
+@pytest.mark.parametrize("memory", ["fast", "balanced", "lean", "min"])
+@pytest.mark.parametrize("words", PATTERNS)
+@pytest.mark.parametrize("per_sample", [None, 2])
+def test_replayed_steps_with_subsets_are_the_eager_ones(words, memory, per_sample):
+    """Views, their targets and weights come anew with every batch of a shape."""
+    network, twin = (network_of(words, memory=m, subset_norms=True) for m in (memory, "fast"))
+    loss_of = StepLoss(partial(F.cross_entropy, reduction="none"))
+    step = GraphedStep(network, loss_of)
+    for seed in range(4):
+        batch = batch_of(network, words, seed=seed)
+        views = Views.with_subsets(batch.presence, per_sample, {1: 2.0})
+        batch = replace(batch, views=views.to("cuda"))
+        for net in (network, twin):
+            net.zero_grad(set_to_none=True)
+        loss, logits = step(batch)
+        loss.backward()
+        expected_loss, expected = forward_and_loss(twin, loss_of, batch)
         expected_loss.backward()
         assert_same(outcome(network, loss, logits), outcome(twin, expected_loss, expected))
     assert step.num_graphs == 1

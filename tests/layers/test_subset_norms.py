@@ -6,7 +6,7 @@ from torch import nn
 
 from manystream.layers import StreamNormAct2d, SubsetNorms
 from manystream.models import StreamResNet
-from manystream.presence import Group
+from manystream.presence import Group, gray_rank
 from tests.builders import mask_of, random_images, small_resnet
 
 
@@ -110,3 +110,14 @@ def test_norms_without_running_statistics_are_refused():
 
     with pytest.raises(ValueError, match="keeps no running statistics"):
         StreamNormAct2d(3, 2, no_statistics)
+
+
+def test_norms_stand_in_one_order_whatever_a_batch_has():
+    """Processes that have other subsets add the statistics of the same norms up."""
+    norms = SubsetNorms(2, 3)
+    for subsets in ([1, 7], [3, 2, 4], []):
+        in_order = sorted(subsets, key=gray_rank)
+        groups = [Group(subset, slice(i, i + 1)) for i, subset in enumerate(in_order)]
+        rows = norms.of(groups)
+        assert [norm for norm, _ in rows] == list(norms.children())
+        assert [views.stop - views.start for _, views in rows].count(1) == len(subsets)

@@ -22,7 +22,7 @@ from manystream.functional import (
     remat,
 )
 from manystream.functional.sync_norm import sync_batch_norm
-from manystream.presence import Group
+from manystream.presence import Group, gray_rank
 
 NormLayer = Callable[[int], nn.Module]
 """Builds a norm from its number of channels, for example ``nn.BatchNorm2d``."""
@@ -198,7 +198,7 @@ class SubsetNorms(nn.Module):
     Example:
         >>> norms = SubsetNorms(4, num_streams=2)
         >>> [name for name, _ in norms.named_children()]
-        ['0', '1', '0_1']
+        ['0', '0_1', '1']
     """
 
     def __init__(
@@ -212,7 +212,7 @@ class SubsetNorms(nn.Module):
             )
         self._names = {
             subset: "_".join(str(m) for m in range(num_streams) if subset >> m & 1)
-            for subset in range(1, 1 << num_streams)
+            for subset in sorted(range(1, 1 << num_streams), key=gray_rank)
         }
         for name in self._names.values():
             self.add_module(name, norm_layer(num_features))
@@ -222,10 +222,12 @@ class SubsetNorms(nn.Module):
         """Give each group's norm and views; in training also norms without any, for their zeros."""
         if not self.training:
             return [(self._seen_for(group.subset), group.views) for group in groups]
-        rows = {group.subset: group.views for group in groups}
-        end = groups[-1].views.stop
-        unused = {subset: slice(end, end) for subset in self._names if subset not in rows}
-        return [(self._norm(subset), views) for subset, views in {**rows, **unused}.items()]
+        views_of, norms, position = dict(groups), list[_NormRows](), 0
+        for subset in self._names:  # in one order in all processes, which groups have too
+            views = views_of.get(subset, slice(position, position))
+            norms.append((self._norm(subset), views))
+            position = views.stop
+        return norms
 
     def _norm(self, subset: int) -> nn.Module:
         return self.get_submodule(self._names[subset])

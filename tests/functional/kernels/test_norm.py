@@ -134,6 +134,46 @@ def test_pools_agree_with_float64(size, relu, training, window, dtype):
     assert_close(fused(inputs, after, training), exact(inputs, after, training), dtype)
 
 
+@dtypes
+@pytest.mark.parametrize("after", [After(), After(False), After(pool=POOLS[0])], ids=str)
+@pytest.mark.parametrize("with_residual", [True, False])
+def test_norms_side_by_side_are_each_by_itself(with_residual, after, dtype):
+    """One of them has no rows; all write into one output."""
+    x, residual, *_ = operands(dtype, (5, 6, 4, 4))
+    if not with_residual or after.pool is not None:
+        residual = None
+    affine = [operands(torch.float32, (1, 6, 1, 1), seed)[2:] for seed in (1, 2, 3)]
+    slices = [slice(0, 2), slice(2, 2), slice(2, 5)]
+    buffers = [running(6) for _ in slices]
+    norms = [
+        BatchNormRows(*of) for of in zip(slices, buffers, *zip(*affine, strict=True), strict=True)
+    ]
+    maps = [t for t in (x, residual) if t is not None]
+    with dispatch.launches_are_free():
+        y = batch_norm_act(x, norms, residual=residual, after=after)
+        found = gradients(y, [*maps, *(t for pair in affine for t in pair)])
+    upstream = torch.randn(y.shape, generator=torch.Generator().manual_seed(5)).to(y)
+    for number, rows in enumerate(slices):
+        of_affine = found[len(maps) + 2 * number :][:2]
+        if rows.start == rows.stop:
+            assert not any(grad.any() for grad in of_affine)
+            continue
+        part = [t.detach()[rows].requires_grad_() for t in maps]
+        own = running(6)
+        with dispatch.launches_are_free():
+            alone = batch_norm_act(
+                part[0],
+                one(own, *affine[number]),
+                residual=part[1] if len(part) > 1 else None,
+                after=after,
+            )
+            expected = torch.autograd.grad(alone, [*part, *affine[number]], upstream[rows])
+        of_maps = [grad[rows] for grad in found[: len(maps)]]
+        for ours, theirs in zip([y[rows], *of_maps, *of_affine], [alone, *expected], strict=True):
+            assert torch.equal(ours, theirs)
+        assert all(map(torch.equal, buffers[number], own))
+
+
 def test_of_equal_values_the_first_gets_the_gradient():
     x = torch.ones(1, 1, 3, 3, device=DEVICE).requires_grad_()
     still = Running(torch.zeros(1, device=DEVICE), torch.ones(1, device=DEVICE))
