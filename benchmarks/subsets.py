@@ -70,7 +70,7 @@ def _to_full(row: Row, full: Row) -> dict[str, Any]:
         "reserved_to_full": "peak_reserved_bytes",
         "kept_to_full": "kept_bytes",
     }
-    return {n: row[key] / full[key] for n, key in ratios.items() if key in row and key in full}
+    return {n: row[key] / full[key] for n, key in ratios.items() if key in row and full.get(key)}
 
 
 def show(group: str, rows: list[Row]) -> None:

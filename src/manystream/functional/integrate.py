@@ -10,9 +10,10 @@ nothing is padded, gathered or scattered, and no list of contributions exists.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -153,8 +154,8 @@ class Mix(ABC):
         """Channels of the integrated output."""
 
     @abstractmethod
-    def add_(self, out: Tensor, raw: Tensor, parameter: Tensor) -> None:
-        """``out += mix(raw)``."""
+    def add_(self, out: Tensor, raw: Tensor, parameter: Tensor, *, first: bool = False) -> None:
+        """``out += mix(raw)``, or ``=`` where ``out`` holds nothing yet."""
 
     @abstractmethod
     def raw_gradient_(
@@ -167,16 +168,27 @@ class Mix(ABC):
         """``into += ∂(mix(raw) · grad) / ∂parameter``, or ``=`` at the first run."""
 
     def add_all_(
-        self, out: Tensor, placement: Placement, raw: Sequence[Tensor], parameters: Sequence[Tensor]
+        self,
+        out: Tensor,
+        placement: Placement,
+        raw: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        *,
+        empty: bool,
     ) -> None:
-        """Add every stream's rows at their views of ``out``, a map."""
+        """Add every stream's rows at their views of ``out``, a map; it may hold nothing yet."""
         matrix, positions = as_matrix(out), _positions(out)
+        written = [not empty] * len(out)
         for runs, x, parameter in zip(placement, raw, parameters, strict=True):
             rows_of_x = as_matrix(x)
-            for rows, views in runs:
-                self.add_(
-                    matrix[_times(views, positions)], rows_of_x[_times(rows, positions)], parameter
-                )
+            for run in runs:
+                for first, (rows, views) in _by_writing(run, written):
+                    self.add_(
+                        matrix[_times(views, positions)],
+                        rows_of_x[_times(rows, positions)],
+                        parameter,
+                        first=first,
+                    )
 
     def gradients(
         self,
@@ -240,8 +252,11 @@ class LinearMix(Mix):
     def out_channels(self, raw: Tensor, weight: Tensor) -> int:
         return weight.shape[0]
 
-    def add_(self, out: Tensor, raw: Tensor, weight: Tensor) -> None:
-        out.addmm_(raw, weight.flatten(1).t())
+    def add_(self, out: Tensor, raw: Tensor, weight: Tensor, *, first: bool = False) -> None:
+        if first:
+            torch.mm(raw, weight.flatten(1).t(), out=out)
+        else:
+            out.addmm_(raw, weight.flatten(1).t())
 
     def raw_gradient_(
         self, into: Tensor, grad: Tensor, weight: Tensor, other: Tensor | None
@@ -264,8 +279,11 @@ class ScalarMix(Mix):
     def out_channels(self, raw: Tensor, scalar: Tensor) -> int:
         return raw.shape[1]
 
-    def add_(self, out: Tensor, raw: Tensor, scalar: Tensor) -> None:
-        out.addcmul_(raw, scalar.view(()))
+    def add_(self, out: Tensor, raw: Tensor, scalar: Tensor, *, first: bool = False) -> None:
+        if first:
+            torch.mul(raw, scalar.view(()), out=out)
+        else:
+            out.addcmul_(raw, scalar.view(()))
 
     def raw_gradient_(
         self, into: Tensor, grad: Tensor, scalar: Tensor, other: Tensor | None
@@ -291,10 +309,18 @@ class FusedScalarMix(ScalarMix):
     """``α raw`` by kernels that read every map once."""
 
     def add_all_(
-        self, out: Tensor, placement: Placement, raw: Sequence[Tensor], parameters: Sequence[Tensor]
+        self,
+        out: Tensor,
+        placement: Placement,
+        raw: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        *,
+        empty: bool,
     ) -> None:
         from manystream.functional.kernels.scalar_mix import MOST_STREAMS, add_scaled
 
+        if empty:
+            out.zero_()
         entering = [
             (x[rows], scalar, views.start)
             for runs, x, scalar in zip(placement, raw, parameters, strict=True)
@@ -398,29 +424,29 @@ class _How:
         weight: Tensor | None,
     ) -> Tensor:
         """The integrated map, in the dtype of the raw outputs."""
-        out = self._start(raw[0], self.mix.out_channels(raw[0], parameters[0]), bias, z, weight)
-        self.mix.add_all_(out, self.placement, raw, [p.to(out.dtype) for p in parameters])
+        channels = self.mix.out_channels(raw[0], parameters[0])
+        out = empty_maps((self.num_views, channels, *raw[0].shape[2:]), raw[0])
+        empty = not self._start_(out, bias, z, weight)
+        self.mix.add_all_(
+            out, self.placement, raw, [p.to(out.dtype) for p in parameters], empty=empty
+        )
         return out
 
-    def _start(
-        self,
-        raw: Tensor,
-        channels: int,
-        bias: Tensor | None,
-        z: Tensor | None,
-        weight: Tensor | None,
-    ) -> Tensor:
-        """``W_z * z + b_z``, which the streams are then added to."""
-        out = empty_maps((self.num_views, channels, *raw.shape[2:]), raw)
+    def _start_(
+        self, out: Tensor, bias: Tensor | None, z: Tensor | None, weight: Tensor | None
+    ) -> bool:
+        """``out = W_z * z + b_z``, to which the streams are added; false if that is nothing."""
         matrix = as_matrix(out)
         if z is None or weight is None:
-            return out.zero_() if bias is None else (matrix.copy_(bias), out)[1]
+            if bias is not None:
+                matrix.copy_(bias)
+            return bias is not None
         read, kernel = as_matrix(self._seen(z).to(out.dtype)), weight.to(out.dtype).flatten(1).t()
         if bias is None:
             torch.mm(read, kernel, out=matrix)
         else:
             torch.addmm(bias.to(out.dtype), read, kernel, out=matrix)
-        return out
+        return True
 
     def previous_gradients(
         self, grad: Tensor, z: Tensor, weight: Tensor, needed: Sequence[bool]
@@ -496,10 +522,24 @@ def _again(how: _How, bias: Tensor | None, *sources: Tensor) -> Tensor:
     return how.integrated(raw, parameters, bias, *(previous or (None, None)))
 
 
+def _by_writing(run: Run, written: list[bool]) -> Iterator[tuple[bool, Run]]:
+    """Split a run into parts whose views hold nothing yet, and others; then all hold something."""
+    (rows, views), start = run, run.views.start
+    for holds, part in groupby(written[views]):
+        stop = start + len(list(part))
+        shift = rows.start - views.start
+        yield not holds, Run(slice(start + shift, stop + shift), slice(start, stop))
+        start = stop
+    written[views] = [True] * (views.stop - views.start)
+
+
 def _summed(grad: Tensor, runs: Sequence[Run], num_rows: int) -> Tensor:
     """Gradient of a stream's rows from that of the views, always added in one order."""
     total = empty_maps((num_rows, *grad.shape[1:]), grad)
-    untouched = num_rows
+    untouched, (first, second, *_) = num_rows, runs
+    if first.rows == second.rows == slice(0, num_rows):  # both at once, as in complete batches
+        torch.add(grad[first.views], grad[second.views], out=total)
+        untouched, runs = 0, runs[2:]
     for rows, views in runs:
         if untouched > 0:  # the first runs hold each row once
             total[rows] = grad[views]
