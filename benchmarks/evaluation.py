@@ -53,7 +53,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--width", type=float, default=1.0, help="multiplier of its widths (1)")
     parser.add_argument("--batch-size", type=int, default=32, help="samples (32)")
     parser.add_argument("--image-size", type=int, default=224, help="pixels (224)")
-    parser.add_argument("--batches", type=int, default=4, help="batches of an evaluation (4)")
+    parser.add_argument("--batches", type=int, default=2, help="batches of an evaluation (2)")
     parser.add_argument("--rounds", type=int, default=5, help="evaluations of each way (5)")
     options = parser.parse_args(words)
     rows = load(options.show) if options.show else measure(options)
@@ -63,7 +63,8 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def measure(options: Namespace) -> list[Row]:
-    """Measure all ways in turn, for each number of streams."""
+    """Measure all ways in turn, for each number of streams; on a CPU with one thread."""
+    torch.set_num_threads(1)  # of a GPU's work the host's threads do nothing
     rows = []
     for num_streams in NUM_STREAMS:
         streams = dict(list(STREAMS.items())[:num_streams])
