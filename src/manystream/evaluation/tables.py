@@ -51,12 +51,12 @@ def subset_tables(
         for name, subsets in runs.items()
         if subsets.as_they_come and not subsets.all_complete
     }
-    layout = _of_one if len(runs) == 1 else _of_several
     tables = []
-    if same:
-        tables.append(layout(_SAME, same, quantities))
-    if others:
-        tables.append(layout(_AS_THEY_ARE, others, quantities))
+    for title, measured in ((_SAME, same), (_AS_THEY_ARE, others)):
+        if measured and len(runs) == 1:
+            tables.append(measured_table(title, next(iter(measured.values())), quantities))
+        elif measured:
+            tables.append(_of_several(title, measured, quantities))
     return tables
 
 
@@ -74,13 +74,6 @@ def measured_table(
     if any(chance):
         rows.append([CHANCE, _count(last), *chance])
     return TextTable(title, columns, rows)
-
-
-def _of_one(
-    title: str, runs: Mapping[str, Mapping[str, Measured]], quantities: Mapping[str, Quantity]
-) -> TextTable:
-    (measured,) = runs.values()
-    return measured_table(title, measured, quantities)
 
 
 def _of_several(

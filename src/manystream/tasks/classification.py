@@ -106,7 +106,7 @@ class Classification(Task):
         )
 
     def evaluation_metrics(self) -> MetricCollection:
-        """The same, and the calibration error."""
+        """Make those of training, and the calibration error."""
         from manystream.tasks.class_metrics import CalibrationError
 
         metrics = self.metrics()
@@ -114,7 +114,7 @@ class Classification(Task):
         return metrics
 
     def chance_level(self) -> Metric:
-        """What naming the most frequent class of the measured samples reaches."""
+        """Count classes for what naming the most frequent one of the measured samples reaches."""
         from manystream.tasks.class_metrics import ChanceLevel
 
         return ChanceLevel(self.num_outputs)
@@ -131,7 +131,7 @@ class Classification(Task):
         }
 
     def evaluation_quantities(self) -> dict[str, Quantity]:
-        """The same, then the calibration error as a share."""
+        """Add the calibration error as a share."""
         calibration = Quantity(
             "calibration error",
             is_share=True,
