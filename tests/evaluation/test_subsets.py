@@ -1,10 +1,14 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import example, given, settings
 
 from manystream.data.loader import StreamDataset, make_loader
 from manystream.data.options import DataOptions
-from tests.builders import mask_of
+from manystream.evaluation import evaluate_subsets
+from manystream.evaluation.subsets import subsets_of
+from manystream.tasks import Classification
+from tests.builders import mask_of, presences, random_images, small_resnet, with_absent
 from tests.data.builders import DEPTH, RGB, ArraySource, identity, noise
 from tests.training.builders import CPU, NUM_CLASSES, dict_batches, tiny_model, tuple_batches
 
@@ -178,6 +182,42 @@ def test_samples_that_are_incomplete_only_later():
     expected = by_hand(model, chosen(batches, present.all(dim=1)), (1,))
     assert subsets["rgb"] == pytest.approx(expected, rel=1e-5)
     assert subsets.as_they_are["rgb"] == pytest.approx(by_hand(model, batches, (1,)), rel=1e-5)
+
+
+@settings(max_examples=10, deadline=None)
+@given(words=presences(min_streams=2, max_streams=4, max_samples=6))
+@example("11 01 10 11 01 10")
+@example("1111 0111 1010 1111 0001")
+@torch.no_grad()
+def test_any_pattern_of_absence(words):
+    """Each table is of the samples that it says, and of what the network says of them alone."""
+    mask = mask_of(words)
+    network, task = small_resnet(mask.shape[1]).eval(), Classification(5)
+    images, target = random_images(mask), torch.arange(len(mask)) % 5
+    hidden = with_absent(images, mask, float("nan"))
+    loader = [
+        {**dict(zip(network.stream_names, x, strict=True)), "present": present, "target": of}
+        for *x, present, of in zip(
+            *(x.split(4) for x in hidden), mask.split(4), target.split(4), strict=True
+        )
+    ]
+    subsets = evaluate_subsets(network, task, loader, accelerator="cpu")
+    for name, kept in subsets_of(network).items():
+        having = mask[:, torch.tensor(kept)].all(dim=1)
+        for table, samples in (
+            (subsets.same_samples, mask.all(dim=1)),
+            (subsets.as_they_are, having),
+        ):
+            assert (name in table) == bool(samples.any())
+            if name in table:
+                pairs = zip(images, kept, strict=True)
+                logits = network([x[samples] if stays else None for x, stays in pairs])
+                loss = F.cross_entropy(logits, target[samples])
+                assert table[name]["num_samples"] == samples.sum()
+                assert table[name]["loss"] == pytest.approx(loss.item(), rel=1e-10)
+    loss = F.cross_entropy(network(images, present=mask), target)
+    assert subsets.as_they_come["loss"] == pytest.approx(loss.item(), rel=1e-10)
+    assert subsets.as_they_come["num_samples"] == len(mask)
 
 
 def test_where_no_sample_has_every_stream_nothing_is_compared():

@@ -159,7 +159,7 @@ def answers_by_subset(network: StreamNetwork, batch: StreamBatch) -> dict[int, S
     if getattr(network, "joins_inputs", False):
         return _one_by_one(network, batch)
     batch = network.to_batch(batch)
-    views = Views.all_subsets(batch.presence)
+    views = Views.all_subsets(batch.presence).to(batch.streams[0].device)
     with torch.inference_mode():
         output = _at_least_float32(network.forward_batch(replace(batch, views=views)))
     if len(output) != views.num_views:

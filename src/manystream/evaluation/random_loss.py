@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from manystream.batch import StreamBatch, map_target, select
+from manystream.batch import StreamBatch, map_target
 from manystream.dropout import ModalityDropout
 from manystream.evaluation.inference import SubsetAnswer
 from manystream.evaluation.measurement import Measured
 from manystream.evaluation.options import EvaluationOptions
+from manystream.presence import upload
 from manystream.tasks import Task
 
 
@@ -54,7 +55,7 @@ class RandomLoss:
             return
         outputs = torch.cat([output for output, _ in answers.values()])
         predictions = self._task.predict(outputs)
-        rows = _row_of(answers, self._draw(batch.presence.mask))
+        rows = upload(_row_of(answers, self._draw(batch.presence.mask)), outputs.device)
         for metrics, kept in zip(chain(*self._draws), rows, strict=True):
             metrics.update(_rows_taken(predictions, kept), batch.target)
 
@@ -86,7 +87,7 @@ def _row_of(answers: Mapping[int, SubsetAnswer], kept: Tensor) -> Tensor:
 
 
 def _rows_taken(predictions: Any, rows: Tensor) -> Any:
-    return map_target(lambda t: select(t, rows), predictions)
+    return map_target(lambda t: t.index_select(0, rows), predictions)
 
 
 def _summary(draws: Sequence[Mapping[str, Tensor]]) -> Measured:
