@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from manystream.data.lettering import literal
 from manystream.evaluation.conditions import Curve
+from manystream.evaluation.measurement import Measured
 from manystream.evaluation.per_class import ClassTable
 from manystream.tasks import Quantity
 
@@ -74,16 +75,16 @@ def plot_subsets(runs: Sequence[Run]) -> Figure:
     axes = figure.subplots()
     width = 0.8 / len(runs)
     for i, (run, color) in enumerate(zip(runs, cycle(COLORS), strict=False)):
-        measured = {x: v for x, s in enumerate(subsets) if (v := run.subsets.shown.get(s))}
-        places = [x + (i - (len(runs) - 1) / 2) * width for x in measured]
+        shift = (i - (len(runs) - 1) / 2) * width
+        shown = run.subsets.shown
+        measured = {x + shift: shown[s] for x, s in enumerate(subsets) if s in shown}
         values = [metrics[name] for metrics in measured.values()]
-        bars = axes.bar(places, values, width * 0.95, color=color, label=literal(run.name))
-        texts = [f"{v:.0%}" if quantity.is_share else f"{v:.3g}" for v in values]
-        if len(counts) > 1:
-            own = [int(metrics["num_samples"]) for metrics in measured.values()]
-            texts = [f"{text}\nn = {count}" for text, count in zip(texts, own, strict=True)]
+        bars = axes.bar(list(measured), values, width * 0.95, color=color, label=literal(run.name))
+        texts = [
+            _bar_text(metrics, name, quantity, len(counts) > 1) for metrics in measured.values()
+        ]
         axes.bar_label(bars, texts, fontsize=8, padding=2)
-        for place, metrics in zip(places, measured.values(), strict=True):
+        for place, metrics in measured.items():
             chance = metrics.get(f"{name}_chance", quantity.chance)
             _draw_chance(axes, chance, (place - width / 2, place + width / 2))
     axes.set_xticks(range(len(subsets)), [literal(subset) for subset in subsets])
@@ -93,6 +94,11 @@ def plot_subsets(runs: Sequence[Run]) -> Figure:
     _scale(axes, quantity, 1.12)
     _legend(figure, axes)
     return figure
+
+
+def _bar_text(metrics: Measured, name: str, quantity: Quantity, say_count: bool) -> str:
+    value = f"{metrics[name]:.0%}" if quantity.is_share else f"{metrics[name]:.3g}"
+    return f"{value}\nn = {metrics['num_samples']:.0f}" if say_count else value
 
 
 def first_quantity(runs: Sequence[Run]) -> tuple[str, Quantity]:
