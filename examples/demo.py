@@ -33,7 +33,7 @@ def main() -> None:
     print("RGB-D scenes of 12 classes are rendered as they are needed; nothing is downloaded.")
     print("By their making, colour alone can tell half of them apart, depth alone a third.")
     runs = [train("without modality dropout", PLAIN), train("with modality dropout", ROBUST)]
-    print_subsets({run.name: run.subsets for run in runs}, runs[0].task.quantities())
+    print_subsets({run.name: run.subsets for run in runs}, runs[0].task.evaluation_quantities())
     page = write_report(runs, OUT, "manystream demo: what happens when a sensor is missing")
     print(f"\nThe report, with curves and bars, is {page}")
 

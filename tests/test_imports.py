@@ -45,7 +45,7 @@ MAY_IMPORT = {
     "graphs": {"functional", "batch"},
     "memory": CORE | {"layers", "models", "tasks", "graphs"},  # to tell what each part keeps
     "data": {"choices", "extras", "files", "lazy", "presence", "batch", "dropout"},
-    "evaluation": {"lazy", "batch", "dropout", "models", "tasks", "memory", "data"},
+    "evaluation": {"lazy", "presence", "batch", "dropout", "models", "tasks", "memory", "data"},
     "training": {*BELOW_DATA, "lazy", "data", "evaluation"},
     "model": {"choices", "batch", "models", "tasks", "evaluation", "training"},
     "cli": {*BELOW_DATA, "data", "evaluation", "training", "model", ""},

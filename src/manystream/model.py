@@ -19,7 +19,7 @@ from manystream.models.weights.model_file import NoModelFileError, read_model_fi
 from manystream.tasks import Classification, Task, load_task
 
 if TYPE_CHECKING:
-    from manystream.evaluation import ClassTable, EvaluationOptions, Robustness
+    from manystream.evaluation import ClassTable, EvaluationOptions, Robustness, Subsets
     from manystream.training import FitOptions, History
 
 NETWORKS = {"resnet": StreamResNet}
@@ -172,17 +172,16 @@ class StreamModel(nn.Module):
             self.network, self.task, loader, blanked_streams=blanked_streams, **arguments
         )
 
-    def evaluate_subsets(
-        self, loader: Iterable[Any], **arguments: Any
-    ) -> dict[str, dict[str, float]]:
-        """Measure every subset of the streams.
+    def evaluate_subsets(self, loader: Iterable[Any], **arguments: Any) -> Subsets:
+        """Measure every subset of the streams on the same samples, from one pass of each stream.
 
         Args:
             loader: batches as :meth:`fit` takes them.
             arguments: of :func:`manystream.evaluation.evaluate_subsets`.
 
         Returns:
-            What :meth:`evaluate` gives, by the streams that are left.
+            What :meth:`evaluate` gives, by the streams that are left; beside it, each subset on all
+            samples that have its streams.
         """
         from manystream.evaluation import evaluate_subsets
 

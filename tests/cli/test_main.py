@@ -101,8 +101,10 @@ def table(printed: str) -> dict[str, list[str]]:
 def subset_rows(out: Path) -> dict[str, list[str]]:
     """Cells of the table of subsets, from the numbers that a command wrote."""
     (subsets,) = strict(out / "subsets.json").values()
+    metrics = ("mean_class_accuracy", "accuracy", "calibration_error")
     return {
-        kept: [share(m["mean_class_accuracy"]), share(m["accuracy"])] for kept, m in subsets.items()
+        kept: [f"{m['num_samples']:.0f}", *(share(m[name]) for name in metrics)]
+        for kept, m in subsets["same_samples"].items()
     }
 
 
@@ -184,7 +186,8 @@ def test_evaluate_takes_streams_away(trained, capsys):
     words = ("--model", trained.model, *SCENES, "--blanked-streams", "[depth]")
     assert status("evaluate", *words) == 0
     found = table(capsys.readouterr().out)
-    assert found == {"rgb": table(trained.printed)["rgb"]}
+    printed = table(trained.printed)
+    assert found == {name: printed[name] for name in ("rgb", "chance")}
 
 
 def test_predict_writes_a_row_per_sample(trained, images, tmp_path):

@@ -19,8 +19,8 @@ def test_compare_trains_every_family_and_reports(tmp_path, capsys) -> None:
     names = {"li_net3", "early_fusion", "rgb alone", "depth alone"}
     measured = json.loads((out / "subsets.json").read_text())
     assert measured.keys() == names
-    assert list(measured["li_net3"]) == ["rgb + depth", "rgb", "depth"]
-    assert list(measured["rgb alone"]) == ["rgb"]
+    assert list(measured["li_net3"]["same_samples"]) == ["rgb + depth", "rgb", "depth"]
+    assert list(measured["rgb alone"]["same_samples"]) == ["rgb"]
     costs = json.loads((out / "costs.json").read_text())
     assert costs.keys() == names
     assert all(value > 0 for cost in costs.values() for value in cost.values())

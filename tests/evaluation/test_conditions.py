@@ -74,10 +74,15 @@ def test_noise_enough_to_hide_everything_does_hurt(model):
 def test_absent_images_are_never_looked_at(model):
     batches = dict_batches(tuple_batches(12, 12), mask_of("11 01 10 11 01 10 11 11 10 01 11 11"))
     measured = model.evaluate_conditions(batches, preprocessing=PREPROCESSING, **CPU)
-    assert measured.subsets["rgb"]["num_samples"] == 9
+    assert measured.subsets["rgb"]["num_samples"] == 6
+    assert measured.subsets.as_they_are["rgb"]["num_samples"] == 9
+    assert measured.subsets.as_they_come["num_samples"] == 12
+    curves = measured.curves()
+    assert curves.pop("streams lost at random").num_samples == 12
+    assert {curve.num_samples for curve in curves.values()} == {6}
     for by_stream in measured.corruptions.values():
         for points in by_stream.values():
-            assert all(point["num_samples"] == 12 for point in points)
+            assert all(point["num_samples"] == 6 for point in points)
             assert all(point["loss"] < float("inf") for point in points)  # and not NaN
 
 
@@ -109,6 +114,43 @@ def test_curves_know_what_is_left_without_the_stream(model):
 def test_darkness_needs_to_know_what_is_black(model):
     with pytest.raises(ValueError, match="darkness needs preprocessing"):
         model.evaluate_conditions(tuple_batches(4), **CPU)
+
+
+@torch.no_grad()
+def test_a_stream_that_fails_is_compared_on_the_samples_that_have_every_stream(model):
+    present = mask_of("11 01 10 11 01 10 11 11")
+    ((rgb, depth, target),) = batches = tuple_batches(8)
+    options = EvaluationOptions(noise_levels=[], darkness_levels=[0.5])
+    measured = model.evaluate_conditions(
+        dict_batches(batches, present), options, preprocessing=PREPROCESSING, **CPU
+    )
+    whole, dark = measured.corruptions["darkness"]["rgb"]
+    assert whole == {"level": 0.0, **measured.subsets["rgb + depth"]}
+    complete = present.all(dim=1)
+    right = model([rgb[complete] * 0.5, depth[complete]]).argmax(dim=1) == target[complete]
+    assert dark["accuracy"] == pytest.approx(right.float().mean().item())
+    curve = measured.curves()["darkness on rgb"]
+    assert curve.without == measured.subsets["depth"]["mean_class_accuracy"]
+
+
+def test_where_no_sample_has_every_stream_failing_sensors_are_measured_on_all(model):
+    batches = dict_batches(tuple_batches(8), mask_of("01 10 10 01 01 10 10 01"))
+    options = EvaluationOptions(noise_levels=[1.0], darkness_levels=[])
+    measured = model.evaluate_conditions(batches, options, **CPU)
+    whole, _ = measured.corruptions["noise"]["rgb"]
+    assert whole == {"level": 0.0, **measured.subsets.as_they_come}
+    assert all(curve.num_samples == 8 for curve in measured.curves().values())
+    assert measured.curves()["noise on rgb"].without is None
+
+
+def test_curves_know_the_chance_level_of_their_samples(model):
+    present = mask_of("11 01 10 11 01 10 11 11")
+    (batch,) = dict_batches(tuple_batches(8), present)
+    batch["target"] = torch.tensor([0, 1, 2, 0, 1, 2, 1, 0])
+    options = EvaluationOptions(noise_levels=[1.0], darkness_levels=[])
+    curves = model.evaluate_conditions([batch], options, **CPU).curves()
+    assert curves["streams lost at random"].chance == pytest.approx(1 / 3)
+    assert curves["noise on rgb"].chance == pytest.approx(1 / 2)  # no complete sample is of 2
 
 
 def test_nothing_to_measure(model):

@@ -1,15 +1,18 @@
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 from PIL import Image
 
 from manystream.evaluation.conditions import Robustness
-from manystream.evaluation.plots import plot_conditions
-from manystream.evaluation.report import Run, write_report
+from manystream.evaluation.measurement import Subsets
+from manystream.evaluation.plots import plot_conditions, plot_curves, plot_subsets
+from manystream.evaluation.report import Run, verdicts, write_report
 from manystream.tasks import Classification
 from manystream.training.history import History
+from tests.tasks.test_task import Brightness
 from tests.training.test_history import strict
 
 TASK = Classification(12)
@@ -42,7 +45,15 @@ def make_run(name="li_net3", seed=0.0, **changes) -> Run:
         num_processes=[2.0, 2.0],
     )
     measured = {
-        kept: {"loss": 1.0, "accuracy": value + seed, "mean_class_accuracy": value - 0.1 + seed}
+        kept: {
+            "loss": 1.0,
+            "accuracy": value + seed,
+            "mean_class_accuracy": value - 0.1 + seed,
+            "calibration_error": 0.0456,
+            "accuracy_chance": 0.2345,
+            "mean_class_accuracy_chance": 1 / 12,
+            "num_samples": 412.0,
+        }
         for kept, value in (("rgb + depth", 0.8123), ("rgb", 0.5), ("depth", 0.31))
     }
     return Run(
@@ -50,7 +61,7 @@ def make_run(name="li_net3", seed=0.0, **changes) -> Run:
             "name": name,
             "task": TASK,
             "history": history,
-            "subsets": measured,
+            "subsets": Subsets(measured, dict(measured), measured["rgb + depth"]),
             "config": {},
             **changes,
         }
@@ -63,8 +74,10 @@ def test_the_page_holds_the_numbers_and_the_configuration(tmp_path):
     text = References(page).text
     for kept, measured in run.subsets.items():
         mean_class, accuracy = measured["mean_class_accuracy"], measured["accuracy"]
-        cells = rf"{re.escape(kept)}\s+{100 * mean_class:.1f} %\s+{100 * accuracy:.1f} %"
-        assert re.search(cells, text)
+        cells = rf"412\s*{100 * mean_class:.1f} %\s*{100 * accuracy:.1f} %\s*4.6 %"
+        assert re.search(rf"{re.escape(kept)}\s*{cells}", text)
+    assert re.search(r"chance\s*412\s*8.3 %\s*23.4 %", text)
+    assert "The calibration error says" in text
     assert "a <title>" in text
     assert '"epochs": 17' in text
     assert "<b>" not in page
@@ -103,7 +116,12 @@ def test_the_pictures_are_pictures(tmp_path):
 def test_the_numbers_are_kept_as_strict_json(tmp_path):
     run = make_run()
     write_report([run], tmp_path, "one")
-    assert strict(tmp_path / "subsets.json") == {"li_net3": run.subsets}
+    kept = strict(tmp_path / "subsets.json")["li_net3"]
+    assert kept == {
+        "same_samples": run.subsets.same_samples,
+        "as_they_are": run.subsets.as_they_are,
+        "as_they_come": run.subsets.as_they_come,
+    }
 
 
 def test_a_run_that_diverged_still_has_its_report(tmp_path):
@@ -111,7 +129,8 @@ def test_a_run_that_diverged_still_has_its_report(tmp_path):
     run.subsets["rgb"]["loss"] = math.nan
     run.history["train_loss"][1] = math.inf
     write_report([run], tmp_path, "diverged")
-    assert strict(tmp_path / "subsets.json")["li_net3"]["rgb"]["loss"] is None
+    kept = strict(tmp_path / "subsets.json")["li_net3"]
+    assert kept["same_samples"]["rgb"]["loss"] is None
 
 
 @pytest.mark.parametrize("without", ["train", "val"])
@@ -130,7 +149,7 @@ def robust(run: Run) -> Robustness:
     ]
     noise = [{"level": v, "mean_class_accuracy": 0.8 - v / 4} for v in (0.0, 1.0, 2.0)]
     return Robustness(
-        dict(run.subsets),
+        run.subsets,
         loss,
         {"noise": {"rgb": noise, "depth": noise}},
         metric="mean_class_accuracy",
@@ -164,4 +183,99 @@ def test_the_figure_of_conditions_draws_what_was_measured():
     assert first.lines[0].get_ydata().tolist() == pytest.approx([0.8, 0.55, 0.3])
     without = [line.get_ydata()[0] for line in panels[1].lines if line.get_linestyle() == "--"]
     assert without == [pytest.approx(0.21)] * 2
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["li_net3", "other"]
+    named = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert sorted(named) == ["chance", "li_net3", "other"]
+    for axes in panels:
+        assert chance_levels(axes) == pytest.approx([1 / 12] * 2)
+        assert axes.get_xlabel().endswith("\n412 samples")
+
+
+def chance_levels(axes) -> list[float]:
+    return [line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == ":"]
+
+
+def incomplete(run: Run) -> Run:
+    """The same where some samples lack a stream."""
+    counts = {"rgb + depth": 412.0, "rgb": 500.0, "depth": 450.0}
+    every = {
+        kept: {**values, "num_samples": counts[kept], "mean_class_accuracy_chance": 0.1}
+        for kept, values in run.subsets.as_they_are.items()
+    }
+    come = {**every["rgb"], "num_samples": 538.0}
+    return replace(run, subsets=Subsets(run.subsets.same_samples, every, come))
+
+
+def never_complete(run: Run) -> Run:
+    run = incomplete(run)
+    alone = {kept: run.subsets.as_they_are[kept] for kept in ("rgb", "depth")}
+    return replace(run, subsets=Subsets({}, alone, run.subsets.as_they_come))
+
+
+def test_bars_say_their_samples_and_their_chance():
+    (axes,) = plot_subsets([make_run()]).axes
+    assert axes.get_xlabel() == "streams present (the same 412 samples)"
+    assert chance_levels(axes) == pytest.approx([1 / 12] * 3)
+    (axes,) = plot_subsets([never_complete(make_run())]).axes
+    assert axes.get_xlabel() == "streams present (samples differ)"
+    assert [text.get_text() for text in axes.texts] == ["40%\nn = 500", "21%\nn = 450"]
+    assert chance_levels(axes) == pytest.approx([0.1] * 2)
+
+
+def test_curves_of_training_show_what_guessing_reaches():
+    _, metric, *_ = plot_curves([make_run()]).axes
+    assert chance_levels(metric) == pytest.approx([1 / 12])
+
+
+def test_the_verdict_says_what_is_left_and_of_how_many_samples():
+    of_everything = (
+        "of the mean class accuracy that it has with everything, on the same 412 samples"
+    )
+    assert verdicts(make_run()) == [
+        f"Without rgb, it keeps 29.5 % {of_everything} (21.0 % of 71.2 %; chance 8.3 %).",
+        f"Without depth, it keeps 56.2 % {of_everything} (40.0 % of 71.2 %; chance 8.3 %).",
+    ]
+    first, _ = verdicts(make_run(), named=True)
+    assert first.startswith("Without rgb, li_net3 keeps")
+
+
+def test_the_verdict_on_a_task_of_which_less_is_better():
+    measured = {
+        kept: {"loss": 1.0, "mae": value, "num_samples": 7.0}
+        for kept, value in (("rgb + depth", 0.25), ("rgb", 0.5), ("depth", 0.75))
+    }
+    subsets = Subsets(measured, measured, measured["rgb + depth"])
+    first, second = verdicts(make_run(task=Brightness(), subsets=subsets))
+    assert first == "Without rgb, it has a mae of 0.75 instead of 0.25, on the same 7 samples."
+    assert second == "Without depth, it has a mae of 0.5 instead of 0.25, on the same 7 samples."
+
+
+def test_one_stream_leaves_nothing_to_compare():
+    alone = {"rgb": make_run().subsets["rgb"]}
+    assert verdicts(make_run(subsets=Subsets(alone, alone, alone["rgb"]))) == []
+
+
+def test_samples_that_lack_a_stream_have_a_table_of_their_own(tmp_path):
+    text = References(write_report([incomplete(make_run())], tmp_path, "t").read_text("utf-8")).text
+    same, _, others = text.partition("Each on all samples that have its streams")
+    assert "On the same samples" in same
+    assert re.search(r"rgb\s*500\s*40.0 %", others)
+    assert re.search(r"all as they come\s*538", others)
+    complete = References(write_report([make_run()], tmp_path, "t").read_text("utf-8")).text
+    assert "Each on all samples" not in complete
+
+
+def test_where_no_sample_has_every_stream_the_page_says_so(tmp_path):
+    run = never_complete(make_run())
+    text = References(write_report([run], tmp_path, "t").read_text("utf-8")).text
+    assert "No sample has every stream" in text
+    assert "On the same samples" not in text
+    assert re.search(r"depth\s*450\s*21.0 %", text)
+
+
+def test_several_runs_show_their_samples_behind_each_value(tmp_path):
+    runs = [make_run(), incomplete(make_run("second", 0.1))]
+    text = References(write_report(runs, tmp_path, "t").read_text("utf-8")).text
+    same, _, others = text.partition("Each on all samples that have its streams")
+    assert re.search(r"second\s*81.2 % \(412\)\s*50.0 % \(412\)\s*31.0 % \(412\)\s*8.3 %", same)
+    assert re.search(r"second\s*81.2 % \(412\)\s*50.0 % \(500\)", others)
+    assert "li_net3" not in others.partition("Chance is")[0]

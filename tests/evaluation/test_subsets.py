@@ -1,10 +1,14 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import example, given, settings
 
 from manystream.data.loader import StreamDataset, make_loader
 from manystream.data.options import DataOptions
-from tests.builders import mask_of
+from manystream.evaluation import evaluate_subsets
+from manystream.evaluation.subsets import subsets_of
+from manystream.tasks import Classification
+from tests.builders import mask_of, presences, random_images, small_resnet, with_absent
 from tests.data.builders import DEPTH, RGB, ArraySource, identity, noise
 from tests.training.builders import CPU, NUM_CLASSES, dict_batches, tiny_model, tuple_batches
 
@@ -30,10 +34,20 @@ def by_hand(model, batches, blanked=()):
     target = torch.cat([batch[-1] for batch in batches])
     right = (logits.argmax(dim=1) == target).float()
     per_class = [right[target == c].mean() for c in range(NUM_CLASSES)]
+    confidence = logits.softmax(dim=1).amax(dim=1)
+    gaps = []
+    for low in range(15):
+        inside = (confidence > low / 15) & (confidence <= (low + 1) / 15)
+        if inside.any():
+            gap = (right[inside].mean() - confidence[inside].mean()).abs()
+            gaps.append(gap * inside.float().mean())
     return {
         "loss": F.cross_entropy(logits, target).item(),
         "accuracy": right.mean().item(),
         "mean_class_accuracy": torch.stack(per_class).mean().item(),
+        "calibration_error": sum(gaps).item(),
+        "accuracy_chance": max((target == c).float().mean().item() for c in range(NUM_CLASSES)),
+        "mean_class_accuracy_chance": 1 / NUM_CLASSES,
         "num_samples": len(target),
     }
 
@@ -116,9 +130,119 @@ def test_every_subset_of_the_streams():
         assert measured == pytest.approx(by_hand(model, batches, blanked), rel=1e-5)
 
 
-def test_a_subset_that_no_sample_has_any_of_is_left_out():
+def chosen(batches, samples):
+    """Some of the samples, as one batch."""
+    return [tuple(torch.cat(parts)[samples] for parts in zip(*batches, strict=True))]
+
+
+def test_subsets_are_compared_on_the_samples_that_have_every_stream():
+    model, batches = tiny_model(), tuple_batches(16)
+    present = mask_of("11 01 10 11 01 11 10 11")
+    subsets = model.evaluate_subsets(dict_batches(batches, present), **CPU)
+    complete = present.all(dim=1).repeat(2)
+    assert list(subsets) == ["rgb + depth", "rgb", "depth"]
+    for name, blanked in (("rgb + depth", ()), ("rgb", (1,)), ("depth", (0,))):
+        assert subsets[name]["num_samples"] == 8
+        expected = by_hand(model, chosen(batches, complete), blanked)
+        assert subsets[name] == pytest.approx(expected, rel=1e-5)
+    assert not subsets.all_complete
+
+
+def test_beside_it_each_subset_on_all_samples_that_have_its_streams():
+    model, batches = tiny_model(), tuple_batches(16)
+    present = mask_of("11 01 10 11 01 11 10 11")
+    subsets = model.evaluate_subsets(dict_batches(batches, present), **CPU)
+    counts = {name: values["num_samples"] for name, values in subsets.as_they_are.items()}
+    assert counts == {"rgb + depth": 8, "rgb": 12, "depth": 12}
+    assert subsets.as_they_are["rgb + depth"] == subsets["rgb + depth"]
+    for name, stream in (("rgb", 0), ("depth", 1)):
+        having = chosen(batches, present[:, stream].repeat(2))
+        expected = by_hand(model, having, (1 - stream,))
+        assert subsets.as_they_are[name] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("words", ["11 01 10 11 01 11 10 11", "11 11 11 11 11 11 11 11"])
+def test_all_samples_as_they_come_are_what_evaluate_measures(words):
+    batches = dict_batches(tuple_batches(16), mask_of(words))
+    model = tiny_model()
+    subsets = model.evaluate_subsets(batches, **CPU)
+    expected = model.evaluate(batches, **CPU)
+    assert subsets.as_they_come == pytest.approx(expected, rel=1e-5)
+    assert subsets.as_they_come["num_samples"] == 16
+    assert subsets.all_complete is ("0" not in words)
+
+
+def test_samples_that_are_incomplete_only_later():
+    """The measurements of the same samples and of all are one until then."""
+    model, batches = tiny_model(), tuple_batches(16)
+    present = mask_of("11 " * 8 + "10 " * 4 + "11 " * 4)
+    parts = zip(batches, present.split(8), strict=True)
+    loader = [dict_batches([batch], part)[0] for batch, part in parts]
+    subsets = model.evaluate_subsets(loader, **CPU)
+    expected = by_hand(model, chosen(batches, present.all(dim=1)), (1,))
+    assert subsets["rgb"] == pytest.approx(expected, rel=1e-5)
+    assert subsets.as_they_are["rgb"] == pytest.approx(by_hand(model, batches, (1,)), rel=1e-5)
+
+
+@settings(max_examples=10, deadline=None)
+@given(words=presences(min_streams=2, max_streams=4, max_samples=6))
+@example("11 01 10 11 01 10")
+@example("1111 0111 1010 1111 0001")
+@torch.no_grad()
+def test_any_pattern_of_absence(words):
+    """Each table is of the samples that it says, and of what the network says of them alone."""
+    mask = mask_of(words)
+    network, task = small_resnet(mask.shape[1]).eval(), Classification(5)
+    images, target = random_images(mask), torch.arange(len(mask)) % 5
+    hidden = with_absent(images, mask, float("nan"))
+    loader = [
+        {**dict(zip(network.stream_names, x, strict=True)), "present": present, "target": of}
+        for *x, present, of in zip(
+            *(x.split(4) for x in hidden), mask.split(4), target.split(4), strict=True
+        )
+    ]
+    subsets = evaluate_subsets(network, task, loader, accelerator="cpu")
+    for name, kept in subsets_of(network).items():
+        having = mask[:, torch.tensor(kept)].all(dim=1)
+        for table, samples in (
+            (subsets.same_samples, mask.all(dim=1)),
+            (subsets.as_they_are, having),
+        ):
+            assert (name in table) == bool(samples.any())
+            if name in table:
+                pairs = zip(images, kept, strict=True)
+                logits = network([x[samples] if stays else None for x, stays in pairs])
+                loss = F.cross_entropy(logits, target[samples])
+                assert table[name]["num_samples"] == samples.sum()
+                assert table[name]["loss"] == pytest.approx(loss.item(), rel=1e-10)
+    loss = F.cross_entropy(network(images, present=mask), target)
+    assert subsets.as_they_come["loss"] == pytest.approx(loss.item(), rel=1e-10)
+    assert subsets.as_they_come["num_samples"] == len(mask)
+
+
+def test_where_no_sample_has_every_stream_nothing_is_compared():
     batches = dict_batches(tuple_batches(4), mask_of("01 01 01 01"))
-    assert list(tiny_model().evaluate_subsets(batches, **CPU)) == ["rgb + depth", "depth"]
+    subsets = tiny_model().evaluate_subsets(batches, **CPU)
+    assert list(subsets) == []
+    assert list(subsets.as_they_are) == list(subsets.shown) == ["depth"]
+    assert subsets.as_they_are["depth"] == subsets.as_they_come
+    with pytest.raises(KeyError, match="depth: no sample has every stream"):
+        subsets["depth"]
+
+
+def test_a_loader_without_a_sample_gives_no_subset():
+    subsets = tiny_model().evaluate_subsets([], **CPU)
+    assert (subsets.same_samples, subsets.as_they_are, subsets.as_they_come) == ({}, {}, {})
+
+
+def test_each_stream_runs_once():
+    model, batches = tiny_model(), tuple_batches(16)
+    rows = []
+    kernels = model.network.conv1.streams
+    for kernel in kernels:
+        kernel.register_forward_hook(lambda _, images, __: rows.append(len(images[0])))
+    model.evaluate_subsets(batches, **CPU)
+    assert rows == [8, 8] * len(batches)
 
 
 def test_measuring_changes_nothing():

@@ -130,7 +130,8 @@ def test_trees_of_targets_go_everywhere():
     measured = model.evaluate_conditions(batches, options, **CPU)
     assert measured.metric == "error"
     assert set(measured.subsets["depth"]) == {"loss", "error", "num_samples"}
-    assert measured.subsets["depth"]["num_samples"] == 18
+    assert measured.subsets["depth"]["num_samples"] == 12
+    assert measured.subsets.as_they_are["depth"]["num_samples"] == 18
     assert measured.curves()["streams lost at random"].values[0] > 0
     predictions = model.predict(batches, **CPU)
     assert {name: len(values) for name, values in predictions.items()} == {"mean": 24, "top": 24}

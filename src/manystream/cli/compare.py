@@ -28,7 +28,7 @@ def compare(options: CompareOptions) -> None:
     for name, family, data in _contenders(options):
         say(f"training {name}")
         runs.append(_run(name, family, data, options, out / name.replace(" ", "-")))
-    print_subsets({run.name: run.subsets for run in runs}, runs[0].task.quantities())
+    print_subsets({run.name: run.subsets for run in runs}, runs[0].task.evaluation_quantities())
     _print_costs(runs)
     say(f"report: {write_report(runs, out, 'manystream: families compared')}")
 

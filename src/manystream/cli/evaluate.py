@@ -14,9 +14,11 @@ from manystream.cli.output import (
     plain,
     print_curves,
     print_subsets,
+    print_table,
     say,
 )
 from manystream.evaluation.report import Run, write_report
+from manystream.evaluation.tables import measured_table
 from manystream.model import StreamModel, load_model
 
 
@@ -27,7 +29,7 @@ def evaluate(options: EvaluateOptions) -> None:
         out = fresh_path(options.out, "evaluate")
         loader = evaluation_loader(model, options.model, options.data)
         robustness = model.evaluate_conditions(loader, options.conditions, progress=True)
-        quantities = model.task.quantities()
+        quantities = model.task.evaluation_quantities()
         print_subsets({str(options.model): robustness.subsets}, quantities)
         print_curves(robustness.curves(), quantities[robustness.metric])
         config = plain(asdict(options))
@@ -43,4 +45,5 @@ def _print_left(model: StreamModel, loader: DataLoader[Any], blanked: list[str])
     """Measure the streams that are not taken away."""
     left = " + ".join(n for n in model.stream_names if n not in blanked)
     measured = model.evaluate(loader, blanked_streams=blanked, progress=True)
-    print_subsets({left: {left: measured}}, model.task.quantities())
+    quantities = model.task.evaluation_quantities()
+    print_table(measured_table("samples that have any of these", {left: measured}, quantities))

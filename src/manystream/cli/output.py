@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from manystream.evaluation.tables import subset_tables
 from manystream.extras import train_extra
 
 with train_extra():
@@ -15,8 +16,9 @@ with train_extra():
     from rich.table import Table
 
 if TYPE_CHECKING:
-    from manystream.evaluation import ClassTable
+    from manystream.evaluation import ClassTable, Subsets
     from manystream.evaluation.conditions import Curve
+    from manystream.evaluation.tables import TextTable
     from manystream.tasks import Quantity
 
 # Names of classes, streams and files are printed as they are: "[/red]" ends no colour, and
@@ -36,43 +38,25 @@ def complain(line: str) -> None:
     _print(Console(stderr=True, **_AS_IT_IS), line, style="red")
 
 
-def print_subsets(
-    runs: Mapping[str, Mapping[str, Mapping[str, float]]], quantities: Mapping[str, Quantity]
-) -> None:
+def print_subsets(runs: Mapping[str, Subsets], quantities: Mapping[str, Quantity]) -> None:
     """Print metrics for every subset of streams; of several runs the first of the metrics.
 
     Args:
-        runs: by the name of the run and the streams present, what ``evaluate_subsets`` measured.
+        runs: by the name of the run, what ``evaluate_subsets`` measured.
         quantities: how the task shows its metrics.
     """
-    table = _table_of_one if len(runs) == 1 else _table_of_several
-    console.print(table(runs, quantities))
+    for table in subset_tables(runs, quantities):
+        print_table(table)
 
 
-def _table_of_one(
-    runs: Mapping[str, Mapping[str, Mapping[str, float]]], quantities: Mapping[str, Quantity]
-) -> Table:
-    (measured,) = runs.values()
-    table = Table("streams present")
-    for quantity in quantities.values():
-        table.add_column(quantity.title, justify="right")
-    for subset, values in measured.items():
-        table.add_row(subset, *(shown.text(values[name]) for name, shown in quantities.items()))
-    return table
-
-
-def _table_of_several(
-    runs: Mapping[str, Mapping[str, Mapping[str, float]]], quantities: Mapping[str, Quantity]
-) -> Table:
-    subsets = list(dict.fromkeys(subset for measured in runs.values() for subset in measured))
-    metric, quantity = next(iter(quantities.items()))
-    table = Table("streams present", caption=quantity.title)
-    for subset in subsets:
-        table.add_column(subset, justify="right")
-    for name, measured in runs.items():
-        cells = (quantity.text(measured[s][metric]) if s in measured else "" for s in subsets)
-        table.add_row(name, *cells)
-    return table
+def print_table(table: TextTable) -> None:
+    """Print a table of text."""
+    printed = Table(title=table.title, title_justify="left")
+    for number, column in enumerate(table.columns):
+        printed.add_column(column, justify="right" if number else "left")
+    for row in table.rows:
+        printed.add_row(*row)
+    console.print(printed)
 
 
 def print_curves(curves: Mapping[str, Curve], quantity: Quantity) -> None:
@@ -84,12 +68,18 @@ def print_curves(curves: Mapping[str, Curve], quantity: Quantity) -> None:
     """
     for titles in _of_same_levels(curves):
         same = [curves[title] for title in titles]
-        table = Table(same[0].unit, caption=quantity.title)
+        table = Table(same[0].unit, caption=f"{quantity.title} of {_samples(same)}")
         for title in titles:
             table.add_column(title, justify="right")
         for row, level in enumerate(same[0].levels):
             table.add_row(f"{level:g}", *(_point(curve, row, quantity) for curve in same))
         console.print(table)
+
+
+def _samples(curves: Sequence[Curve]) -> str:
+    """Say how many samples curves are measured on."""
+    counts = sorted({curve.num_samples for curve in curves})
+    return f"{' or '.join(map(str, counts))} samples"
 
 
 def _of_same_levels(curves: Mapping[str, Curve]) -> list[list[str]]:

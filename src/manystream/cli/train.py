@@ -71,7 +71,7 @@ def train(options: TrainOptions) -> None:
     if not first:
         return
     subsets = model.evaluate_subsets(data.val, accelerator=options.fit.accelerator)
-    print_subsets({options.model.family: subsets}, model.task.quantities())
+    print_subsets({options.model.family: subsets}, model.task.evaluation_quantities())
     classes = model.evaluate_classes(data.val, accelerator=options.fit.accelerator)
     print_classes(classes)
     _write_classes(classes, out)

@@ -6,6 +6,8 @@ _MODULES = {
     "ClassTable": "per_class",
     "EvaluationOptions": "options",
     "Robustness": "conditions",
+    "Subsets": "measurement",
+    "answers_by_subset": "inference",
     "evaluate": "subsets",
     "evaluate_classes": "per_class",
     "evaluate_conditions": "conditions",

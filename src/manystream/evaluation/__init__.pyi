@@ -1,6 +1,8 @@
 from manystream.evaluation.conditions import Robustness as Robustness
 from manystream.evaluation.conditions import evaluate_conditions as evaluate_conditions
+from manystream.evaluation.inference import answers_by_subset as answers_by_subset
 from manystream.evaluation.inference import predict as predict
+from manystream.evaluation.measurement import Subsets as Subsets
 from manystream.evaluation.options import EvaluationOptions as EvaluationOptions
 from manystream.evaluation.per_class import ClassTable as ClassTable
 from manystream.evaluation.per_class import evaluate_classes as evaluate_classes

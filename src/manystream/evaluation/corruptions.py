@@ -38,7 +38,7 @@ class Corruption:
     black: tuple[float, ...] = (0.0,)
 
     def apply(self, batch: StreamBatch, generator: torch.Generator) -> StreamBatch:
-        """The batch with this stream's images changed.
+        """Change this stream's images of a batch.
 
         Args:
             batch: a batch before the first layer.

@@ -1,11 +1,11 @@
-"""A network's answers: the loop over a loader, and what is measured of them."""
+"""A network's answers: the loop over a loader, one answer a sample, or one for every subset."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from rich.progress import track
@@ -14,10 +14,11 @@ from torch.utils._pytree import tree_map
 
 from manystream.batch import StreamBatch, read_batch
 from manystream.models import StreamNetwork
+from manystream.presence import Views
 from manystream.tasks import Task
 
-Measured = dict[str, float]
-"""What is measured under one condition: ``loss``, the task's metrics, ``num_samples``."""
+_MOST_VIEWS_PER_SAMPLE = 8
+"""How many views of each sample of a batch are held at once: every subset of three streams."""
 
 
 def predict(
@@ -119,39 +120,82 @@ def read(
 
 
 def answer(network: StreamNetwork, batch: StreamBatch) -> Tensor:
-    """Outputs of a network in the caller's order, (B, ...), float32."""
+    """Ask a network for its outputs in the caller's order, (B, ...), float32 or wider."""
     # Not around the loader: what a data set keeps of a pass could not be trained on later.
     with torch.inference_mode():
-        output: Tensor = network(batch)
-    return output.float()
+        return _at_least_float32(network(batch))
 
 
-class Measurement:
-    """Loss and metrics of a task, gathered over batches.
+class SubsetAnswer(NamedTuple):
+    """Outputs of those samples of a batch that have all streams of a subset.
 
-    Args:
-        task: what is measured.
-        device: where the batches are.
+    Attributes:
+        output: shape (n, ...), float32 or wider.
+        samples: the caller's numbers of these samples, (n,), int64, on the CPU.
     """
 
-    def __init__(self, task: Task, device: torch.device) -> None:
-        self._task = task
-        self._metrics = task.metrics().to(device)
-        self._losses: list[Tensor] = []
-        self._num_samples = 0
+    output: Tensor
+    samples: Tensor
 
-    def update(self, output: Tensor, target: Any) -> None:
-        """Take in the answers to some samples, without waiting for the device."""
-        self._metrics.update(self._task.predict(output), target)
-        self._losses.append(self._task.loss(output, target).mean() * len(output))
-        self._num_samples += len(output)
 
-    def compute(self) -> Measured:
-        """Give ``loss``, the metrics and ``num_samples``; nothing if there was no sample."""
-        if self._num_samples == 0:
-            return {}
-        return {
-            "loss": math.fsum(loss.item() for loss in self._losses) / self._num_samples,
-            **{str(name): value.item() for name, value in self._metrics.compute().items()},
-            "num_samples": float(self._num_samples),
-        }
+def answers_by_subset(network: StreamNetwork, batch: StreamBatch) -> dict[int, SubsetAnswer]:
+    """Ask a network about every sample with every subset of the streams that it has.
+
+    Each stream runs once: no stream reads the integrated pathway, and only that has a row for each
+    sample and subset. A network that joins its inputs before the first layer says so by an
+    attribute ``joins_inputs`` and is called once for each subset.
+
+    Args:
+        network: in evaluation.
+        batch: a batch before the first layer.
+
+    Returns:
+        The answers by subset, the bits of a number; a subset that no sample has all of is not
+        there.
+
+    Raises:
+        ValueError: if the network does not give a row for each view of the batch.
+    """
+    if getattr(network, "joins_inputs", False):
+        return _one_by_one(network, batch)
+    batch = network.to_batch(batch)
+    views = Views.all_subsets(batch.presence).to(batch.streams[0].device)
+    with torch.inference_mode():
+        output = _at_least_float32(network.forward_batch(replace(batch, views=views)))
+    if len(output) != views.num_views:
+        raise ValueError(
+            f"{type(network).__name__}.forward_batch gives {len(output)} rows; expected one for "
+            f"each of the batch's {views.num_views} views (batch.views): build it of our layers, "
+            "or set its attribute joins_inputs = True to have it called once for each subset"
+        )
+    order = batch.presence.order
+    samples = views.sample if order is None else order[views.sample]
+    return {g.subset: SubsetAnswer(output[g.views], samples[g.views]) for g in views.groups}
+
+
+def in_parts(batch: StreamBatch) -> Iterator[StreamBatch]:
+    """Cut a batch of many streams, so that its views with every subset do not fill the memory."""
+    num_subsets = 2**batch.presence.num_streams - 1
+    num_parts = -(-num_subsets // _MOST_VIEWS_PER_SAMPLE)
+    if num_parts == 1:
+        yield batch
+        return
+    for samples in torch.arange(len(batch)).chunk(num_parts):
+        mask = torch.zeros_like(batch.presence.mask)
+        mask[samples] = True
+        yield batch.keep(mask)
+
+
+def _one_by_one(network: StreamNetwork, batch: StreamBatch) -> dict[int, SubsetAnswer]:
+    answers = {}
+    for subset in range(1, 2**network.num_streams):
+        kept = torch.tensor([bool(subset >> m & 1) for m in range(network.num_streams)])
+        having = batch.presence.mask[:, kept].all(dim=1)
+        if having.any():
+            output = answer(network, batch.keep(having[:, None] & kept))
+            answers[subset] = SubsetAnswer(output, having.nonzero().flatten())
+    return answers
+
+
+def _at_least_float32(output: Tensor) -> Tensor:
+    return output.to(torch.promote_types(output.dtype, torch.float32))

@@ -49,11 +49,11 @@ class ClassTable:
     confusion: Tensor
 
     def rows(self) -> list[ClassRow]:
-        """Every class, in order."""
+        """List every class, in order."""
         return [self._row(number) for number in range(len(self.classes))]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values: ``classes``, a dict per class, and ``confusion``."""
+        """Give plain values: ``classes``, a dict per class, and ``confusion``."""
         return {"classes": list(map(vars, self.rows())), "confusion": self.confusion.tolist()}
 
     def _row(self, number: int) -> ClassRow:

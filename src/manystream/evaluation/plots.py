@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from manystream.data.lettering import literal
 from manystream.evaluation.conditions import Curve
+from manystream.evaluation.measurement import Measured
 from manystream.evaluation.per_class import ClassTable
 from manystream.tasks import Quantity
 
@@ -26,10 +28,11 @@ _MOST_COLUMNS = 3
 _MOST_CLASSES_WITH_NUMBERS = 20
 
 _SHARE = Quantity("", is_share=True)
+_CHANCE = "chance"
 
 
 def plot_curves(runs: Sequence[Run]) -> Figure:
-    """Loss, first metric, dropout probability and speed over the epochs of each run.
+    """Draw loss, first metric, dropout probability and speed over the epochs of each run.
 
     Validation is drawn solid, training dashed.
     """
@@ -46,6 +49,7 @@ def plot_curves(runs: Sequence[Run]) -> Figure:
     _dress(loss, "loss")
     _dress(metric, quantity.title)
     _scale(metric, quantity, 1)
+    _draw_chance(metric, quantity.chance)
     _dress(probability, "modality dropout probability")
     _scale(probability, _SHARE, 1)
     _dress(speed, "training samples per second")
@@ -54,44 +58,56 @@ def plot_curves(runs: Sequence[Run]) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     speed.set_ylim(bottom=0)
     loss.legend(fontsize=8, frameon=False)
+    if quantity.chance is not None:
+        metric.legend(handles=metric.lines[-1:], fontsize=8, frameon=False)
     return figure
 
 
 def plot_subsets(runs: Sequence[Run]) -> Figure:
-    """First metric of each run for every subset of streams, as bars; dotted, that of guessing."""
+    """Draw the first metric of each run for every subset of streams, as bars.
+
+    Bars of different samples say how many they are of. Dotted across each, what guessing reaches.
+    """
     name, quantity = first_quantity(runs)
-    subsets = all_subsets(runs)
+    subsets = list(dict.fromkeys(subset for run in runs for subset in run.subsets.shown))
+    counts = {int(v["num_samples"]) for run in runs for v in run.subsets.shown.values()}
     figure = Figure(figsize=(max(5.0, 1.6 * len(subsets) + 2), 3.6), layout="constrained")
     axes = figure.subplots()
     width = 0.8 / len(runs)
     for i, (run, color) in enumerate(zip(runs, cycle(COLORS), strict=False)):
-        measured = [(x, run.subsets[s]) for x, s in enumerate(subsets) if s in run.subsets]
-        values = [metrics[name] for _, metrics in measured]
-        places = [x + (i - (len(runs) - 1) / 2) * width for x, _ in measured]
-        bars = axes.bar(places, values, width * 0.95, color=color, label=literal(run.name))
-        texts = [f"{v:.0%}" if quantity.is_share else f"{v:.3g}" for v in values]
+        shift = (i - (len(runs) - 1) / 2) * width
+        shown = run.subsets.shown
+        measured = {x + shift: shown[s] for x, s in enumerate(subsets) if s in shown}
+        values = [metrics[name] for metrics in measured.values()]
+        bars = axes.bar(list(measured), values, width * 0.95, color=color, label=literal(run.name))
+        texts = [
+            _bar_text(metrics, name, quantity, len(counts) > 1) for metrics in measured.values()
+        ]
         axes.bar_label(bars, texts, fontsize=8, padding=2)
+        for place, metrics in measured.items():
+            chance = metrics.get(f"{name}_chance", quantity.chance)
+            _draw_chance(axes, chance, (place - width / 2, place + width / 2))
     axes.set_xticks(range(len(subsets)), [literal(subset) for subset in subsets])
-    axes.set_xlabel("streams present")
+    same = f"the same {counts.pop()} samples" if len(counts) == 1 else "samples differ"
+    axes.set_xlabel(f"streams present ({same})")
     _dress(axes, quantity.title)
-    _scale(axes, quantity, 1.08)
-    if len(runs) > 1:
-        figure.legend(fontsize=9, frameon=False, loc="outside lower center", ncols=len(runs))
+    _scale(axes, quantity, 1.12)
+    _legend(figure, axes)
     return figure
 
 
-def all_subsets(runs: Sequence[Run]) -> list[str]:
-    """Subsets of streams that any of the runs was measured with, in order."""
-    return list(dict.fromkeys(subset for run in runs for subset in run.subsets))
+def _bar_text(metrics: Measured, name: str, quantity: Quantity, say_count: bool) -> str:
+    value = f"{metrics[name]:.0%}" if quantity.is_share else f"{metrics[name]:.3g}"
+    return f"{value}\nn = {metrics['num_samples']:.0f}" if say_count else value
 
 
 def first_quantity(runs: Sequence[Run]) -> tuple[str, Quantity]:
-    """Name of the metric that the runs' task puts first, and how it is shown."""
+    """Find the metric that the runs' task puts first, and how it is shown."""
     return next(iter(runs[0].task.quantities().items()))
 
 
 def plot_conditions(runs: Sequence[Run]) -> Figure:
-    """First metric of each run against random loss, and noise and darkness on a stream.
+    """Draw the first metric of each run against random loss, and noise and darkness on a stream.
 
     A dashed line says what is left without that stream: beyond it, the network would do better if
     it did not see the stream at all.
@@ -109,14 +125,12 @@ def plot_conditions(runs: Sequence[Run]) -> Figure:
         _scale(axes, quantity, 1.02)
         axes.grid(alpha=0.25)
     figure.supylabel(quantity.title, fontsize=10)
-    handles, labels = next(iter(figure.axes)).get_legend_handles_labels()
-    if len(runs) > 1:
-        figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=len(runs))
+    _legend(figure, figure.axes[0])
     return figure
 
 
 def plot_confusion(table: ClassTable) -> Figure:
-    """Share of each class's samples taken for each class, as colors and, if few, numbers."""
+    """Draw the shares of each class's samples taken for each class: colors and, if few, numbers."""
     samples = table.confusion.sum(dim=1, keepdim=True).clamp_min(1)
     shares = (table.confusion / samples).tolist()
     side = min(3.0 + 0.35 * len(table.classes), 24.0)
@@ -135,7 +149,7 @@ def plot_confusion(table: ClassTable) -> Figure:
 
 
 def plot_costs(runs: Sequence[Run]) -> Figure:
-    """Parameters, and memory and time of a training step, of the runs that know them, as bars."""
+    """Draw parameters, and memory and time of a training step, of the runs that know them."""
     known = [(run.name, run.cost) for run in runs if run.cost is not None]
     names = [literal(name) for name, _ in known]
     panels = {
@@ -156,7 +170,7 @@ def plot_costs(runs: Sequence[Run]) -> Figure:
 
 
 def plot_layers(by_layer: Mapping[str, Mapping[str, float]], title: str) -> Figure:
-    """One line per stream over the layers of a network, on a logarithmic scale.
+    """Draw a line per stream over the layers of a network, on a logarithmic scale.
 
     Args:
         by_layer: by layer, one number per stream, as ``models.contributions`` gives them.
@@ -177,7 +191,7 @@ def plot_layers(by_layer: Mapping[str, Mapping[str, float]], title: str) -> Figu
 
 
 def _grid(num_panels: int) -> tuple[Figure, Iterable[Axes]]:
-    """A figure with room for so many panels, and the panels; what is left over is hidden."""
+    """Make a figure with room for so many panels; what is left over is hidden."""
     columns = max(min(num_panels, _MOST_COLUMNS), 1)
     rows = -(-num_panels // columns) or 1
     figure = Figure(figsize=(3.7 * columns, 3.1 * rows + 0.3), layout="constrained")
@@ -203,7 +217,9 @@ def _draw_condition(axes: Axes, curve: Curve, name: str, color: str) -> None:
         # On the left, since curves begin far above it.
         place = (curve.levels[0], curve.without)
         axes.annotate("without", place, (0, 2), textcoords="offset points", fontsize=8, color=color)
-    axes.set_xlabel(curve.unit, fontsize=9)
+    if curve.chance is not None:
+        _draw_chance(axes, curve.chance)
+    axes.set_xlabel(f"{curve.unit}\n{curve.num_samples} samples", fontsize=9)
 
 
 def _write_shares(axes: Axes, shares: list[list[float]]) -> None:
@@ -228,9 +244,36 @@ def _dress(axes: Axes, title: str) -> None:
 
 
 def _scale(axes: Axes, quantity: Quantity, top: float) -> None:
-    """Scale the values of a quantity; shares go from 0 to ``top``. Dotted, what guessing gives."""
+    """Scale the values of a quantity; shares go from 0 to ``top``."""
     if quantity.is_share:
         axes.set_ylim(0, top)
         axes.yaxis.set_major_formatter(PercentFormatter(1))
-    if quantity.chance is not None:
-        axes.axhline(quantity.chance, color="#888888", linestyle=":", linewidth=1)
+
+
+def _draw_chance(
+    axes: Axes, chance: float | None, across: tuple[float, float] | None = None
+) -> None:
+    """Draw what an answer reaches that is the same for every sample: dotted, or nothing."""
+    if chance is None:
+        return
+    label = None if _CHANCE in axes.get_legend_handles_labels()[1] else _CHANCE
+    style: dict[str, Any] = {"color": "black", "linestyle": ":", "linewidth": 1.5}
+    style["path_effects"] = [withStroke(linewidth=3, foreground="white")]  # it crosses bars
+    if across is None:
+        axes.axhline(chance, label=label, **style)
+    else:
+        axes.plot(across, (chance, chance), label=label, **style)
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    """Name what is drawn, below the figure, unless that is one run and nothing else."""
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) > 1:
+        figure.legend(
+            handles,
+            labels,
+            fontsize=9,
+            frameon=False,
+            loc="outside lower center",
+            ncols=len(labels),
+        )

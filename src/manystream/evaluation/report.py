@@ -15,8 +15,8 @@ import jinja2
 from matplotlib.figure import Figure
 
 from manystream.evaluation.conditions import Robustness
+from manystream.evaluation.measurement import Measured, Subsets
 from manystream.evaluation.plots import (
-    all_subsets,
     first_quantity,
     plot_conditions,
     plot_costs,
@@ -24,6 +24,7 @@ from manystream.evaluation.plots import (
     plot_subsets,
 )
 from manystream.evaluation.strict_json import strict_json
+from manystream.evaluation.tables import subset_tables
 from manystream.memory.cost import StepCost
 from manystream.tasks import Task
 
@@ -45,7 +46,7 @@ class Run:
     name: str
     task: Task
     history: Mapping[str, Sequence[float]]
-    subsets: Mapping[str, Mapping[str, float]]
+    subsets: Subsets
     config: Mapping[str, Any]
     cost: StepCost | None = None
     robustness: Robustness | None = None
@@ -74,17 +75,57 @@ def write_report(runs: Sequence[Run], folder: Path, title: str) -> Path:
         (folder / f"{name}.png").write_bytes(image)
     page = folder / "report.html"
     encoded = {name: base64.b64encode(image).decode() for name, image in images.items()}
+    quantities = runs[0].task.evaluation_quantities()
     rendered = _template().render(
         title=title,
         runs=runs,
-        quantities=runs[0].task.quantities(),
-        first=first_quantity(runs)[0],
-        subsets=all_subsets(runs),
+        metric=first_quantity(runs)[1].title,
+        verdicts=[sentence for run in runs for sentence in verdicts(run, named=len(runs) > 1)],
+        quantities=quantities,
+        tables=subset_tables({run.name: run.subsets for run in runs}, quantities),
         speeds=_speeds(runs),
         images=encoded,
     )
     page.write_text(rendered, encoding="utf-8")
     return page
+
+
+def verdicts(run: Run, *, named: bool = False) -> list[str]:
+    """Say what is left without each stream, and on how many samples.
+
+    Args:
+        run: what was measured.
+        named: whether the run is named in each sentence, where there are several.
+
+    Returns:
+        A sentence for each stream; none of a network with one stream.
+    """
+    who = run.name if named else "it"
+    if not run.subsets:
+        return [
+            f"{'' if not named else f'{run.name}: '}No sample has every stream, so subsets cannot "
+            "be compared on the same samples."
+        ]
+    (everything, whole), *_ = run.subsets.items()
+    names = everything.split(" + ")
+    sentences = []
+    for stream in names if len(names) > 1 else []:
+        left = run.subsets[" + ".join(name for name in names if name != stream)]
+        sentences.append(f"Without {stream}, {who} {_kept(run, left, whole)}.")
+    return sentences
+
+
+def _kept(run: Run, left: Measured, whole: Measured) -> str:
+    metric, quantity = first_quantity([run])
+    samples = f"on the same {whole['num_samples']:.0f} samples"
+    chance = whole.get(f"{metric}_chance")
+    guessed = "" if chance is None else f"; chance {quantity.text(chance)}"
+    with_all, without = quantity.text(whole[metric]), quantity.text(left[metric])
+    if quantity.is_share and run.task.higher_is_better and whole[metric] > 0:
+        kept = f"{quantity.text(left[metric] / whole[metric])} of the {quantity.title}"
+        values = f"({without} of {with_all}{guessed})"
+        return f"keeps {kept} that it has with everything, {samples} {values}"
+    return f"has a {quantity.title} of {without} instead of {with_all}, {samples}{guessed}"
 
 
 @dataclass(frozen=True)
@@ -98,7 +139,7 @@ class _Speed:
 
 
 def _speeds(runs: Sequence[Run]) -> list[_Speed]:
-    """Of the runs whose histories say so; an epoch that was resumed after its last batch does not.
+    """List the runs whose histories say so; an epoch resumed after its last batch does not.
 
     The first epoch is slower than the others by what is set up in it.
     """
@@ -112,9 +153,9 @@ def _speeds(runs: Sequence[Run]) -> list[_Speed]:
 
 
 def _numbers(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
-    """What each file of numbers holds, by the runs' names; an empty one is not written."""
+    """Gather what each file of numbers holds, by the runs' names; an empty one is not written."""
     files: dict[str, dict[str, Any]] = {
-        "subsets": {run.name: run.subsets for run in runs},
+        "subsets": {run.name: asdict(run.subsets) for run in runs},
         "conditions": {run.name: asdict(r) for run in runs if (r := run.robustness) is not None},
         "costs": {run.name: asdict(run.cost) for run in runs if run.cost is not None},
     }

@@ -1,25 +1,26 @@
-"""Measure a network with any of its streams taken away."""
+"""Measure a network with some of its streams taken away, or with every subset of them."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from itertools import combinations
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from manystream.batch import StreamBatch
 from manystream.data.sampler import select_before_reading
-from manystream.evaluation.inference import Measured, Measurement, answer, inferring, read
+from manystream.evaluation.inference import answer, answers_by_subset, in_parts, inferring, read
+from manystream.evaluation.measurement import (
+    Measured,
+    Measurement,
+    SubsetMeasurement,
+    Subsets,
+    numbered_subsets,
+)
 from manystream.models import StreamNetwork
 from manystream.tasks import Task
 
 Subset = tuple[bool, ...]
 """Whether each of the M streams stays where a sample has it."""
-
-Answers = tuple[Tensor, Tensor | slice]
-"""Outputs of those samples of a batch that have a stream of a subset, and which these are."""
 
 
 def evaluate(
@@ -43,22 +44,26 @@ def evaluate(
         progress: whether to show a progress bar.
 
     Returns:
-        ``loss``, the task's metrics, for classification ``accuracy`` and ``mean_class_accuracy``
-        (shares of 1), and ``num_samples`` that were measured.
+        ``loss``, the task's metrics, for classification ``accuracy``, ``mean_class_accuracy``
+        (shares of 1) and ``calibration_error``, their chance levels (``accuracy_chance``), and
+        ``num_samples`` that were measured.
 
     Raises:
         ValueError: if a name is not the network's, all streams are blanked, a batch does not fit,
             or no sample has a stream left.
     """
-    kept = without(network, blanked_streams)
-    select = None if all(kept) else lambda present: present & torch.tensor(kept)
+    kept = torch.tensor(without(network, blanked_streams))
+    select = None if kept.all() else lambda present: present & kept
     with select_before_reading(loader, select), inferring(network, accelerator) as device:
         measurement = Measurement(task, device)
         for batch in read(network, loader, device, task=task, progress=progress):
-            measure_subset(measurement, network, batch, kept)
+            left = batch if kept.all() else batch.keep(batch.presence.mask & kept)
+            if len(left):
+                measurement.update(answer(network, left), left.target)
         measured = measurement.compute()
     if not measured:
-        blanked = [n for n, stays in zip(network.stream_names, kept, strict=True) if not stays]
+        names = zip(network.stream_names, kept.tolist(), strict=True)
+        blanked = [name for name, stays in names if not stays]
         raise ValueError(
             "no sample of the loader has a stream that is not blanked; "
             f"blanked are: {', '.join(blanked) or 'none'}"
@@ -73,44 +78,45 @@ def evaluate_subsets(
     *,
     accelerator: str = "auto",
     progress: bool = False,
-) -> dict[str, Measured]:
-    """Measure every subset of the streams; one that no sample has any of is left out.
+) -> Subsets:
+    """Measure every subset of the streams, from one pass of each stream.
 
-    Each batch is read once.
+    Subsets are compared on the same samples, those that have every stream, so that a difference is
+    the streams' and not the samples'.
 
     Args:
         network: the network.
         task: what it was trained on.
-        loader: batches as :func:`manystream.streams.read_batch` takes them, with targets.
+        loader: batches as :func:`manystream.streams.read_batch` takes them, with targets; each is
+            read once.
         accelerator: device, see :func:`manystream.evaluation.inference.device_of`.
         progress: whether to show a progress bar.
 
     Returns:
         What :func:`evaluate` gives, by the streams that are left, joined by " + "; all of them
-        first.
+        first. Beside it, each subset on all samples that have its streams, and all samples as they
+        come.
 
     Raises:
         ValueError: if a batch does not fit.
     """
-    subsets = subsets_of(network)
     with inferring(network, accelerator) as device:
-        measurements = {name: Measurement(task, device) for name in subsets}
+        measurement = SubsetMeasurement(task, network.stream_names, device)
         for batch in read(network, loader, device, task=task, progress=progress):
-            for name, kept in subsets.items():
-                measure_subset(measurements[name], network, batch, kept)
-        measured = {name: measurement.compute() for name, measurement in measurements.items()}
-    return {name: values for name, values in measured.items() if values}
+            for part in in_parts(batch):
+                measurement.update(answers_by_subset(network, part), part)
+        return measurement.compute()
 
 
 def subsets_of(network: StreamNetwork) -> dict[str, Subset]:
-    """Every subset of the streams that is not empty, by its name, the largest first."""
-    names = network.stream_names
-    subsets = [s for size in range(len(names), 0, -1) for s in combinations(names, size)]
-    return {" + ".join(kept): tuple(name in kept for name in names) for kept in subsets}
+    """List every subset of the streams that is not empty, by its name, the largest first."""
+    numbered = numbered_subsets(network.stream_names)
+    streams = range(network.num_streams)
+    return {name: tuple(bool(bits >> m & 1) for m in streams) for name, bits in numbered.items()}
 
 
 def without(network: StreamNetwork, blanked_streams: Collection[str]) -> Subset:
-    """The streams that stay when some are taken away.
+    """Tell which streams stay when some are taken away.
 
     Args:
         network: whose streams they are.
@@ -129,19 +135,3 @@ def without(network: StreamNetwork, blanked_streams: Collection[str]) -> Subset:
     if blanked == set(names):
         raise ValueError("blanked_streams names every stream; at least one must stay")
     return tuple(name not in blanked for name in names)
-
-
-def measure_subset(
-    measurement: Measurement, network: StreamNetwork, batch: StreamBatch, kept: Subset
-) -> Answers | None:
-    """Measure a batch with a subset of its streams; None if no sample has any of it."""
-    samples: Tensor | slice = slice(None)
-    if not all(kept):
-        mask = batch.presence.mask & torch.tensor(kept)
-        samples = mask.any(dim=1).nonzero().flatten().to(batch.streams[0].device)
-        batch = batch.keep(mask)
-    if len(batch) == 0:
-        return None
-    output = answer(network, batch)
-    measurement.update(output, batch.target)
-    return output, samples

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from manystream.tasks.task import Loss, Quantity, Task, as_float
 
 if TYPE_CHECKING:
-    from torchmetrics import MetricCollection
+    from torchmetrics import Metric, MetricCollection
 
 
 class Classification(Task):
@@ -95,7 +95,7 @@ class Classification(Task):
         from torchmetrics import MetricCollection
         from torchmetrics.classification import MulticlassAccuracy
 
-        from manystream.tasks.class_accuracy import MeanClassAccuracy
+        from manystream.tasks.class_metrics import MeanClassAccuracy
 
         # Validation would wait for the device at every step; the boundary has checked.
         accuracy = MulticlassAccuracy(self.num_outputs, average="micro", validate_args=False)
@@ -104,6 +104,20 @@ class Classification(Task):
             {"accuracy": accuracy, "mean_class_accuracy": mean_class_accuracy},
             compute_groups=False,
         )
+
+    def evaluation_metrics(self) -> MetricCollection:
+        """Make those of training, and the calibration error."""
+        from manystream.tasks.class_metrics import CalibrationError
+
+        metrics = self.metrics()
+        metrics.add_metrics({"calibration_error": CalibrationError(self.num_outputs)})
+        return metrics
+
+    def chance_level(self) -> Metric:
+        """Count classes for what naming the most frequent one of the measured samples reaches."""
+        from manystream.tasks.class_metrics import ChanceLevel
+
+        return ChanceLevel(self.num_outputs)
 
     def predict(self, output: Tensor) -> Tensor:
         """Probabilities, (V, K)."""
@@ -115,6 +129,16 @@ class Classification(Task):
             "mean_class_accuracy": Quantity("mean class accuracy", True, 1 / self.num_outputs),
             "accuracy": Quantity("accuracy", is_share=True),
         }
+
+    def evaluation_quantities(self) -> dict[str, Quantity]:
+        """Add the calibration error as a share."""
+        calibration = Quantity(
+            "calibration error",
+            is_share=True,
+            meaning="The calibration error says how far confidence is from the share of right "
+            "answers.",
+        )
+        return {**self.quantities(), "calibration_error": calibration}
 
     def class_names(self) -> tuple[str, ...]:
         """The classes' names, or their numbers where they have none."""

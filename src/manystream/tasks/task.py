@@ -16,7 +16,7 @@ from manystream.batch import StreamBatch, map_target
 from manystream.presence import Views
 
 if TYPE_CHECKING:
-    from torchmetrics import MetricCollection
+    from torchmetrics import Metric, MetricCollection
 
 Tree = Any
 """A tensor, or dicts, lists and tuples of tensors; the first dimension of each counts samples."""
@@ -33,12 +33,14 @@ class Quantity:
     Attributes:
         title: its name in a table or figure.
         is_share: whether it is a share of 1, shown as per cent and drawn from 0 to 1.
-        chance: what guessing reaches, if that is known.
+        chance: what guessing reaches, if that is known without targets.
+        meaning: a sentence for readers to whom it may be new.
     """
 
     title: str
     is_share: bool = False
     chance: float | None = None
+    meaning: str = ""
 
     def text(self, value: float) -> str:
         """Write a value, as per cent if it is a share."""
@@ -98,6 +100,22 @@ class Task(ABC):
         They stand on their own (``compute_groups=False``) and do not wait for the device.
         """
 
+    def evaluation_metrics(self) -> MetricCollection:
+        """Make the metrics of an evaluation: those of :meth:`metrics`, and what training is spared.
+
+        As those, they do not wait for the device.
+        """
+        return self.metrics()
+
+    def chance_level(self) -> Metric | None:
+        """Make a metric that is updated with targets alone and tells what guessing reaches.
+
+        Returns:
+            Its value is a dict by names of :meth:`evaluation_metrics`, as far as an answer that is
+            the same for all samples has a level worth knowing; None if nothing is known.
+        """
+        return None
+
     def check_target(
         self, target: Tree | None, num_samples: int, ids: Sequence[str] | None = None
     ) -> None:
@@ -143,6 +161,10 @@ class Task(ABC):
         names = [str(name) for name in self.metrics()]
         names.sort(key=lambda name: name != self.primary_metric)
         return {name: Quantity(name.replace("_", " ")) for name in names}
+
+    def evaluation_quantities(self) -> dict[str, Quantity]:
+        """Say how :meth:`evaluation_metrics` are shown; here, those of :meth:`quantities`."""
+        return self.quantities()
 
     def describe(self, predictions: Tree) -> list[tuple[str, list[Any]]]:
         """Lay predictions out as a table.
