@@ -142,8 +142,7 @@ def answers_by_subset(network: StreamNetwork, batch: StreamBatch) -> dict[int, S
     """Ask a network about every sample with every subset of the streams that it has.
 
     Each stream runs once: no stream reads the integrated pathway, and only that has a row for each
-    sample and subset. A network that joins its inputs before the first layer says so by an
-    attribute ``joins_inputs`` and is called once for each subset.
+    sample and subset.
 
     Args:
         network: in evaluation.
@@ -156,21 +155,16 @@ def answers_by_subset(network: StreamNetwork, batch: StreamBatch) -> dict[int, S
     Raises:
         ValueError: if the network does not give a row for each view of the batch.
     """
-    if getattr(network, "joins_inputs", False):
-        return _one_by_one(network, batch)
-    batch = network.to_batch(batch)
-    views = Views.all_subsets(batch.presence).to(batch.streams[0].device)
+    views = Views.with_subsets(batch.presence)
+    on_device = views.to(batch.streams[0].device)
     with torch.inference_mode():
-        output = _at_least_float32(network.forward_batch(replace(batch, views=views)))
+        output = _at_least_float32(network(replace(batch, views=on_device), by_view=True))
     if len(output) != views.num_views:
         raise ValueError(
             f"{type(network).__name__}.forward_batch gives {len(output)} rows; expected one for "
-            f"each of the batch's {views.num_views} views (batch.views): build it of our layers, "
-            "or set its attribute joins_inputs = True to have it called once for each subset"
+            f"each of the batch's {views.num_views} views (batch.views): build it of our layers"
         )
-    order = batch.presence.order
-    samples = views.sample if order is None else order[views.sample]
-    return {g.subset: SubsetAnswer(output[g.views], samples[g.views]) for g in views.groups}
+    return {g.subset: SubsetAnswer(output[g.views], views.sample[g.views]) for g in views.groups}
 
 
 def in_parts(batch: StreamBatch) -> Iterator[StreamBatch]:
@@ -184,17 +178,6 @@ def in_parts(batch: StreamBatch) -> Iterator[StreamBatch]:
         mask = torch.zeros_like(batch.presence.mask)
         mask[samples] = True
         yield batch.keep(mask)
-
-
-def _one_by_one(network: StreamNetwork, batch: StreamBatch) -> dict[int, SubsetAnswer]:
-    answers = {}
-    for subset in range(1, 2**network.num_streams):
-        kept = torch.tensor([bool(subset >> m & 1) for m in range(network.num_streams)])
-        having = batch.presence.mask[:, kept].all(dim=1)
-        if having.any():
-            output = answer(network, batch.keep(having[:, None] & kept))
-            answers[subset] = SubsetAnswer(output, having.nonzero().flatten())
-    return answers
 
 
 def _at_least_float32(output: Tensor) -> Tensor:
