@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 import torch
 
+from manystream.data.files import ImageFiles
 from manystream.data.folder import folder
 from manystream.data.image import UnreadableImageError
 from manystream.data.streams import ToMetres
 from manystream.data.survey import look_at
-from manystream.data.table import Column, ImageFiles, SampleTable
+from manystream.data.table import Column, SampleTable
 from tests.data.builders import DEPTH, RGB, write_image
 from tests.data.official import jpeg_named_png, torn_png
 

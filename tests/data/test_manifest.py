@@ -146,8 +146,8 @@ def test_a_leak_in_the_given_split_is_said(folder):
 
 def test_a_manifest_is_read_and_divided_once_for_all_its_splits(tmp_path, monkeypatch):
     module, read, lines = sys.modules["manystream.data.manifest"], [], []
-    original = module.read_lines
-    monkeypatch.setattr(module, "read_lines", lambda path: read.append(path) or original(path))
+    original = module.read_rows
+    monkeypatch.setattr(module, "read_rows", lambda path: read.append(path) or original(path))
     path = many_rows(tmp_path)
     data = training_data(DataOptions(root=path, num_workers=0), report=lines.append)
     assert read == [path]

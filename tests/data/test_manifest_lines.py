@@ -2,7 +2,8 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from manystream.data.manifest_lines import read_lines
+from manystream.data.manifest import read_rows
+from manystream.data.table import Sample
 
 
 def written(tmp_path, text):
@@ -13,25 +14,24 @@ def written(tmp_path, text):
 
 def test_rows_know_their_lines(tmp_path):
     path = written(tmp_path, 'rgb,label\n"a\n.png", bed \n\n,\nb.png,desk\n')
-    table = read_lines(path)
-    assert table.columns == ("rgb", "label")
-    assert table.streams == ["rgb"]
-    assert [row.where for row in table.rows] == [f"{path}, line 3", f"{path}, line 6"]
-    assert [dict(row.cells) for row in table.rows] == [
-        {"rgb": "a\n.png", "label": "bed"},
-        {"rgb": "b.png", "label": "desk"},
+    streams, rows = read_rows(path)
+    assert streams == ["rgb"]
+    assert [row.where for row in rows] == [f"{path}, line 3", f"{path}, line 6"]
+    assert [row.sample for row in rows] == [
+        Sample("", {"rgb": "a\n.png"}, "bed", "train"),
+        Sample("", {"rgb": "b.png"}, "desk", "train"),
     ]
 
 
 def test_a_byte_order_mark_and_windows_lines(tmp_path):
-    table = read_lines(written(tmp_path, b"\xef\xbb\xbfrgb,label\r\na.png,bed\r\n"))
-    assert table.columns == ("rgb", "label")
-    assert table.rows[0].label == "bed"
+    streams, rows = read_rows(written(tmp_path, b"\xef\xbb\xbfrgb,label\r\na.png,bed\r\n"))
+    assert streams == ["rgb"]
+    assert [row.sample.label for row in rows] == ["bed"]
 
 
 def test_words_for_nothing_are_words(tmp_path):
-    table = read_lines(written(tmp_path, "rgb,label\na.png,NA\nb.png,nan\n"))
-    assert [row.label for row in table.rows] == ["NA", "nan"]
+    _, rows = read_rows(written(tmp_path, "rgb,label\na.png,NA\nb.png,nan\n"))
+    assert [row.sample.label for row in rows] == ["NA", "nan"]
 
 
 @pytest.mark.parametrize(
@@ -49,27 +49,27 @@ def test_words_for_nothing_are_words(tmp_path):
 )
 def test_a_file_that_is_no_manifest(tmp_path, text, message):
     with pytest.raises(ValueError, match=message):
-        read_lines(written(tmp_path, text))
+        read_rows(written(tmp_path, text))
 
 
 def test_a_missing_file(tmp_path):
     with pytest.raises(ValueError, match=r"no manifest at .*x\.csv"):
-        read_lines(tmp_path / "x.csv")
+        read_rows(tmp_path / "x.csv")
 
 
 def test_parquet_of_numbers_and_nulls(tmp_path):
     path = tmp_path / "x.parquet"
     columns = {"rgb": ["a.png", None], "label": [3, None]}
     pyarrow.parquet.write_table(pa.table(columns), path)
-    table = read_lines(path)
-    assert [dict(row.cells) for row in table.rows] == [
-        {"rgb": "a.png", "label": "3"},
-        {"rgb": "", "label": ""},
+    _, rows = read_rows(path)
+    assert [(row.sample.cells["rgb"], row.sample.label) for row in rows] == [
+        ("a.png", "3"),
+        (None, ""),
     ]
-    assert table.rows[1].where == f"{path}, row 2"
+    assert rows[1].where == f"{path}, row 2"
 
 
 def test_torn_parquet(tmp_path):
     (tmp_path / "x.parquet").write_text("torn")
     with pytest.raises(ValueError, match=r"cannot read .*x\.parquet"):
-        read_lines(tmp_path / "x.parquet")
+        read_rows(tmp_path / "x.parquet")

@@ -1,3 +1,5 @@
+import sys
+
 import h5py
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from tests.data import official
 from tests.data.official import NYU_FRAMES, SHAPE, part_of
 
 RGB, DEPTH = 0, 1
+nyu_module = sys.modules["manystream.data.nyu"]
 FILE = "nyu_depth_v2_labeled.mat"
 
 
@@ -186,10 +189,10 @@ def test_an_unknown_scene_type_stops_or_is_counted(tmp_path):
 
 def test_everything_is_one_table_and_read_once(root, monkeypatch):
     read = []
-    from manystream.data import matlab
-
-    original = matlab._read
-    monkeypatch.setattr(matlab, "_read", lambda *of: read.append(of[1]) or original(*of))
+    for name in ("read_strings", "read_numbers"):
+        original = getattr(nyu_module, name)
+        noted = lambda *of, original=original: read.append(of[1]) or original(*of)  # noqa: E731
+        monkeypatch.setattr(nyu_module, name, noted)
     lines = []
     table = nyu(root, held_out=HeldOut(0.4), report=lines.append)
     assert sorted(read) == sorted({"sceneTypes", "scenes", "trainNdxs", "testNdxs"})

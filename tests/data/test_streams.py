@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 
+from manystream.data.files import StreamHints
 from manystream.data.folder import folder
 from manystream.data.image import UnreadableImageError
-from manystream.data.streams import StreamHints, StreamSpec, ToMetres
+from manystream.data.streams import StreamSpec, ToMetres
 from tests.data.builders import DEPTH, RGB, write_image
 
 METRIC = StreamSpec("depth", 1, "depth", "m")
@@ -43,8 +44,8 @@ def test_what_is_told_counts_more_than_what_is_seen(files):
 def test_a_unit_makes_depth_in_metres(files):
     told = StreamHints(units={"ir": "cm"})
     assert told.describe("ir", [files / "grey.png"]) == StreamSpec("ir", 1, "depth", "m")
-    assert told.decoder("ir") == ToMetres("cm")
-    assert told.decoder("rgb") is None
+    decoded = {x.spec.name: x.decode for x in told.columns([StreamSpec("ir", 1), RGB], files)}
+    assert decoded == {"ir": ToMetres("cm"), "rgb": None}
 
 
 def test_the_first_readable_image_is_looked_at(files):

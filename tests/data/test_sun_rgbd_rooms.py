@@ -1,4 +1,4 @@
-from manystream.data.sun_rgbd_rooms import scene_groups
+from manystream.data.sun_rgbd import scene_groups
 
 
 def together(*folders: str, labels=None) -> bool:

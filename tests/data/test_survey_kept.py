@@ -15,7 +15,7 @@ from manystream.data.streams import StreamSpec
 from manystream.data.survey import look_at
 from tests.data.builders import DEPTH, RGB, write_image
 
-table_module = sys.modules["manystream.data.table"]
+files_module = sys.modules["manystream.data.files"]
 
 
 @pytest.fixture(autouse=True)
@@ -38,13 +38,13 @@ def root(tmp_path):
 @pytest.fixture
 def decoded(monkeypatch):
     """Files that are decoded, by their names."""
-    names, read = [], table_module.read_image
+    names, read = [], files_module.read_image
 
     def noted(path, max_pixels):
         names.append(path.relative_to(path.parents[3]).as_posix())
         return read(path, max_pixels)
 
-    monkeypatch.setattr(table_module, "read_image", noted)
+    monkeypatch.setattr(files_module, "read_image", noted)
     return names
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import lgamma
 
@@ -78,24 +78,6 @@ class HeldOut:
         if VAL in wanted:
             report(_said(groups, held_out))
         return [VAL if out else TRAIN for out in held_out]
-
-
-def by_official_list(splits: Sequence[str], lists: Mapping[str, str]) -> dict[str, list[str]]:
-    """Return the splits that are asked for by the official list that they are made of.
-
-    Args:
-        splits: names of splits.
-        lists: the official list that each split is made of.
-
-    Raises:
-        ValueError: if there is no split of a name.
-    """
-    found: dict[str, list[str]] = {}
-    for split in splits:
-        if split not in lists:
-            raise ValueError(f"split={split!r} is none of these data; expected {', '.join(lists)}")
-        found.setdefault(lists[split], []).append(split)
-    return found
 
 
 def leak(groups: Sequence[str], held_out: np.ndarray) -> float:

@@ -7,16 +7,16 @@ and a storage that reads them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from manystream.data.image import MAX_PIXELS, UnreadableImageError, read_image
+from manystream.data.image import UnreadableImageError
 from manystream.data.splitting import TRAIN, TRAINVAL, VAL, HeldOut
 from manystream.data.statistics import StreamStatistics
 from manystream.data.streams import StreamSpec, numbers_of
@@ -55,30 +55,22 @@ class Storage(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class ImageFiles:
-    """Images in files below a folder; a cell is a path relative to it.
+class Sample(NamedTuple):
+    """One sample as an importer lists it.
 
     Attributes:
-        root: the folder.
-        max_pixels: height × width above which a file is unreadable.
+        id: a name for it.
+        cells: what stands for its images, by the name of a stream; streams that it lacks may miss.
+        label: name of its class; empty where nothing is labelled.
+        split: name of its split.
+        group: recording or room that it shows; empty if that is unknown.
     """
 
-    root: Path
-    max_pixels: int = MAX_PIXELS
-
-    def read(self, cell: str) -> np.ndarray:
-        return read_image(self.root / cell, self.max_pixels)
-
-    def path(self, cell: str) -> Path:
-        return self.root / cell
-
-    def stamp(self, cell: str) -> Hashable:
-        try:
-            status = (self.root / cell).stat()
-        except OSError:  # A link to nowhere or to itself; reading it will say so.
-            return cell, self.max_pixels
-        return cell, self.max_pixels, status.st_size, status.st_mtime_ns
+    id: str
+    cells: Mapping[str, Cell | None]
+    label: str
+    split: str = ""
+    group: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,13 +87,9 @@ class Column:
 
     spec: StreamSpec
     storage: Storage
-    cells: Sequence[Cell | None]
+    cells: Sequence[Cell | None] = ()
     decode: Decode | None = None
     statistics: dict[str, StreamStatistics] | None = None
-
-    def select(self, rows: Sequence[int]) -> Column:
-        """Return the column of some samples."""
-        return replace(self, cells=[self.cells[i] for i in rows])
 
     def read(self, cell: Cell) -> tuple[np.ndarray, str]:
         """Read an image, (H, W, C), and say in which dtype it is stored.
@@ -147,6 +135,32 @@ class SampleTable:
         object.__setattr__(self, "present", torch.tensor(has, dtype=torch.bool).T.contiguous())
         if self.groups is not None and not any(self.groups):
             object.__setattr__(self, "groups", None)
+
+    @classmethod
+    def of(
+        cls: type[Table],
+        samples: Sequence[Sample],
+        columns: Iterable[Column],
+        classes: Sequence[str],
+        held_out: HeldOut | None = None,
+    ) -> Table:
+        """Make a table of samples, with columns that have no cells yet.
+
+        ``held_out`` is how val was held out, if there is one; without classes, targets are 0.
+        """
+        number = {name: i for i, name in enumerate(classes)} or {"": 0}
+        return cls(
+            tuple(
+                replace(x, cells=[sample.cells.get(x.spec.name) for sample in samples])
+                for x in columns
+            ),
+            tuple(classes),
+            [sample.id for sample in samples],
+            torch.tensor([number[sample.label] for sample in samples], dtype=torch.int64),
+            [sample.split for sample in samples],
+            [sample.group for sample in samples],
+            held_out if any(sample.split == VAL for sample in samples) else None,
+        )
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -195,16 +209,11 @@ class SampleTable:
             raise ValueError(f"split={split!r} has no samples; splits here: {there}")
         return self.select(rows)
 
-    def only(self: Table, splits: Sequence[str]) -> Table:
-        """Return the samples of some splits, in the table's order."""
-        rows = sorted({row for split in splits for row in self.rows(split)})
-        return self if len(rows) == len(self) else self.select(rows)
-
     def select(self: Table, rows: Sequence[int]) -> Table:
         """Return some samples, by their numbers."""
         return replace(
             self,
-            columns=tuple(column.select(rows) for column in self.columns),
+            columns=tuple(replace(x, cells=[x.cells[i] for i in rows]) for x in self.columns),
             ids=[self.ids[i] for i in rows],
             targets=self.targets[list(rows)],
             splits=[self.splits[i] for i in rows],

@@ -6,13 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from manystream.data.files import ImageFiles
 from manystream.data.options import DataOptions
 from manystream.data.pairing import mismatches, one_sided_classes
 from manystream.data.problems import OnError, Problem, Problems, Report
 from manystream.data.scenes import RenderedScenes
 from manystream.data.statistics import StreamStatistics
 from manystream.data.survey import Image, Progress, look_at, statistics, unusable
-from manystream.data.table import ImageFiles, SampleTable
+from manystream.data.table import SampleTable
 
 _SCENES_SURVEYED = 256
 
