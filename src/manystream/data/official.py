@@ -90,7 +90,7 @@ def read_numbers(path: Path, name: str) -> list[int]:
         whole = numbers.astype(np.int64)
         if not np.array_equal(whole, numbers):
             raise ValueError("it holds values that are not whole numbers")
-        return whole.tolist()
+        return [int(number) for number in whole]
 
 
 def array_shapes(path: Path, names: Sequence[str]) -> dict[str, tuple[int, ...]]:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from manystream.data.prepared.arrays import checksum, create_array, write_rows
 from manystream.data.prepared.layout import (
     PARTIAL_SUFFIX,
     SplitIndex,
     StreamArray,
+    checksum,
     is_prepared,
     read_index,
     read_marker,
@@ -23,15 +22,11 @@ from manystream.data.prepared.layout import (
     write_marker,
 )
 from manystream.data.preprocessing import resize
+from manystream.data.resampling import Size
 from manystream.data.statistics import StreamStatistics
 from manystream.data.streams import StreamSpec
 from manystream.data.survey import Progress
 from manystream.data.table import SampleTable
-
-_ROWS_PER_CHUNK = 16
-
-Size = tuple[int, int]
-"""Height and width in pixels."""
 
 
 def prepare_split(
@@ -71,12 +66,17 @@ def prepare_split(
     _add_split(root, split)
     final, partial = root / split, root / (split + PARTIAL_SUFFIX)
     if final.exists():
-        _check_same(read_index(final)[0], index, final)
+        if read_index(final)[0] != index:
+            raise ValueError(
+                f"{final} holds a split of another source, selection or size; name another folder, "
+                "or remove that one"
+            )
         return final
     shutil.rmtree(partial, ignore_errors=True)  # What a killed call left.
     _check_room(root, index)
     try:
-        _write(_ChunkWriter(table, index, partial, size), num_workers, progress)
+        writer = _RowWriter(table, index, partial, size)
+        _write(writer, index, partial, num_workers, progress)
         partial.rename(final)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -85,16 +85,8 @@ def prepare_split(
     return final
 
 
-class _Chunk(NamedTuple):
-    """Some rows of a stream, one after the other."""
-
-    stream: int
-    first: int
-    length: int
-
-
-class _ChunkWriter(Dataset[list[int] | ValueError]):
-    """Reads some rows of a stream, writes them where they belong, and gives their CRC-32.
+class _RowWriter(Dataset[int | ValueError]):
+    """Reads an image, writes it where it belongs, and gives its CRC-32.
 
     An error is handed over, not raised, since a worker's exception arrives as a traceback.
     """
@@ -103,60 +95,72 @@ class _ChunkWriter(Dataset[list[int] | ValueError]):
         self, table: SampleTable, index: SplitIndex, folder: Path, size: Size | None
     ) -> None:
         self.table = table
-        self.index = index
-        self.folder = folder
+        self.arrays = index.streams
         self.files = index.files(folder)
         self.size = size
-        self.samples = [table.present[:, m].nonzero().flatten() for m in range(len(self.files))]
-        self.chunks = list(_chunks(index))
+        self.rows = [
+            (m, row, sample)
+            for m in range(len(self.files))
+            for row, sample in enumerate(table.present[:, m].nonzero().flatten().tolist())
+        ]
 
     def __len__(self) -> int:
-        return len(self.chunks)
+        return len(self.rows)
 
-    def __getitem__(self, number: int) -> list[int] | ValueError:
+    def __getitem__(self, number: int) -> int | ValueError:
+        stream, row, sample = self.rows[number]
         try:
-            return self._write(self.chunks[number])
+            image = self._read(sample, stream)
+            write_row(self.files[stream], self.arrays[stream], row, image)
+            return checksum(image)
         except ValueError as error:
             return error
         except OSError as error:
             return ValueError(f"cannot write the prepared set: {error}; mend that and try again")
 
-    def _write(self, chunk: _Chunk) -> list[int]:
-        array = self.index.streams[chunk.stream]
-        samples = self.samples[chunk.stream][chunk.first : chunk.first + chunk.length].tolist()
-        rows = np.stack([self._read(sample, chunk.stream, array) for sample in samples])
-        write_rows(self.files[chunk.stream], array, chunk.first, rows)
-        return [checksum(row) for row in rows]
-
-    def _read(self, sample: int, stream: int, array: StreamArray) -> np.ndarray:
-        row = _fit(self.table.read(sample, stream), array.spec, self.size)
-        if row.shape != array.shape[1:] or row.dtype != array.dtype:
+    def _read(self, sample: int, stream: int) -> np.ndarray:
+        array = self.arrays[stream]
+        image = _fit(self.table.read(sample, stream), array.spec, self.size)
+        if image.shape != array.shape[1:] or image.dtype != array.dtype:
             raise ValueError(
-                f"{self.table.ids[sample]!r} of stream {array.spec.name!r} is {row.dtype} of "
-                f"shape {row.shape}; the first image of its stream is {array.dtype} of shape "
+                f"{self.table.ids[sample]!r} of stream {array.spec.name!r} is {image.dtype} of "
+                f"shape {image.shape}; the first image of its stream is {array.dtype} of shape "
                 f"{array.shape[1:]}; name one size for all"
             )
-        return row
+        return image
 
 
-def _write(writer: _ChunkWriter, num_workers: int, progress: Progress | None) -> None:
+def write_row(path: Path, array: StreamArray, row: int, image: np.ndarray) -> None:
+    """Write an image, (H, W, C), into a stream's file."""
+    # Written, not mapped: on a full disk a mapped page ends the process without a word.
+    with path.open("r+b") as file:
+        file.seek(len(array.header) + row * image.nbytes)
+        file.write(image.data)
+
+
+def _write(
+    writer: _RowWriter,
+    index: SplitIndex,
+    folder: Path,
+    num_workers: int,
+    progress: Progress | None,
+) -> None:
     """Write all rows and the index, and have them on the disk."""
-    index, folder = writer.index, writer.folder
     folder.mkdir()
     for path, array in zip(writer.files, index.streams, strict=True):
-        create_array(path, array)
+        with path.open("wb") as file:  # In its full length, which takes no room on disk yet.
+            file.write(array.header)
+            file.truncate(file.tell() + array.total_bytes)
     checksums: list[list[int]] = [[] for _ in index.streams]
-    done, total = 0, sum(array.shape[0] for array in index.streams)
-    attempts: Iterable[list[int] | ValueError] = DataLoader(
+    attempts: Iterable[int | ValueError] = DataLoader(
         writer, batch_size=None, num_workers=num_workers
     )
-    for chunk, written in zip(writer.chunks, attempts, strict=True):
+    for done, written in enumerate(attempts):
         if isinstance(written, ValueError):
             raise written
-        checksums[chunk.stream] += written
-        done += len(written)
+        checksums[writer.rows[done][0]].append(written)
         if progress is not None:
-            progress(done, total)
+            progress(done + 1, len(writer))
     write_index(folder, index, checksums)
     for path in [*writer.files, folder]:
         _sync(path)
@@ -192,14 +196,6 @@ def _fit(image: np.ndarray, spec: StreamSpec, size: Size | None) -> np.ndarray:
     return np.ascontiguousarray(image) if size is None else resize(image, spec, size)
 
 
-def _check_same(found: SplitIndex, wanted: SplitIndex, folder: Path) -> None:
-    if found != wanted:
-        raise ValueError(
-            f"{folder} holds a split of another source, selection or size; name another folder, or "
-            "remove that one"
-        )
-
-
 def _add_split(root: Path, split: str) -> None:
     if not is_prepared(root) and root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise ValueError(f"{root} exists and is no prepared set; name a folder that does not exist")
@@ -215,12 +211,6 @@ def _check_room(root: Path, index: SplitIndex) -> None:
             f"split {index.split!r} takes {needed / 2**30:.2f} GiB and {root} has "
             f"{free / 2**30:.2f} GiB left; make room, or name a smaller size"
         )
-
-
-def _chunks(index: SplitIndex) -> Iterator[_Chunk]:
-    for stream, array in enumerate(index.streams):
-        for first in range(0, array.shape[0], _ROWS_PER_CHUNK):
-            yield _Chunk(stream, first, min(_ROWS_PER_CHUNK, array.shape[0] - first))
 
 
 def _sync(path: Path) -> None:
