@@ -270,6 +270,15 @@ class SampleTable:
         absent = (~self.present).sum(dim=0).tolist()
         return {spec.name: count for spec, count in zip(self.streams, absent, strict=True)}
 
+    def summary(self) -> str:
+        """Say how many samples there are, and how many lack each stream."""
+        lacks = [
+            f"{name} is missing in {count} ({count / len(self):.1%})"
+            for name, count in self.absences().items()
+            if count
+        ]
+        return f"{len(self)} samples; {'; '.join(lacks) or 'every stream present in all'}"
+
     def _cell(self, index: int, stream: int) -> Cell:
         column = self.columns[stream]
         cell = column.cells[index]

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from manystream.data.lettering import literal
+from manystream.data.contact_sheet import literal
 from manystream.evaluation.conditions import Curve
 from manystream.evaluation.per_class import ClassTable
 from manystream.tasks import Quantity
