@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -94,24 +94,24 @@ class Draw:
     columns: Span = WHOLE
     flipped: bool = False
     color: tuple[float, float, float] | None = None
-    depth: DepthDraw | None = field(default=None)
+    depth: DepthDraw | None = None
 
 
 def draw(
     augmentation: Augmentation, sizes: Sequence[tuple[int, int]], rng: np.random.Generator
 ) -> Draw:
-    """Draw one sample's augmentation.
+    """Draw one sample's augmentation, for images of these heights and widths.
 
     The same number of values is drawn whichever streams are present. The crop lies on the pixel
     grid of the coarsest image, so streams whose resolutions are multiples of each other stay
     aligned to the pixel.
-
-    Args:
-        augmentation: what to draw from.
-        sizes: height and width of each image that is present.
-        rng: this sample's random numbers.
     """
-    rows, columns = _draw_box(rng, augmentation.scale)
+    area = rng.uniform(*augmentation.scale)
+    # Narrowed so that neither side is longer than the image's.
+    low, high = max(_ASPECT_RATIOS[0], area), min(_ASPECT_RATIOS[1], 1 / area)
+    ratio = math.exp(rng.uniform(math.log(low), math.log(high)))
+    rows = _draw_span(rng, min(1.0, math.sqrt(area / ratio)))
+    columns = _draw_span(rng, min(1.0, math.sqrt(area * ratio)))
     flipped = bool(rng.random() < augmentation.flip)
     low, high = 1 - augmentation.color, 1 + augmentation.color
     brightness, contrast, saturation = rng.uniform(low, high, size=3).tolist()
@@ -125,13 +125,7 @@ def draw(
 
 
 def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """Random numbers of one sample in one epoch, whichever worker draws them.
-
-    Args:
-        seed: of the run; 0 or more, as are the others.
-        epoch: from 0.
-        index: number of the sample in its source.
-    """
+    """Return the random numbers of one sample in one epoch, whichever worker draws them."""
     return np.random.default_rng((seed, epoch, index))
 
 
@@ -144,17 +138,6 @@ def pixels(span: Span, length: int) -> tuple[int, int]:
     """First pixel of a span, and the one after its last; never empty."""
     first = min(round(span.start * length), length - 1)
     return first, max(round(span.stop * length), first + 1)
-
-
-def _draw_box(rng: np.random.Generator, scale: tuple[float, float]) -> tuple[Span, Span]:
-    area = rng.uniform(*scale)
-    # Narrowed so that neither side is longer than the image's.
-    low, high = max(_ASPECT_RATIOS[0], area), min(_ASPECT_RATIOS[1], 1 / area)
-    ratio = math.exp(rng.uniform(math.log(low), math.log(high)))
-    return (
-        _draw_span(rng, min(1.0, math.sqrt(area / ratio))),
-        _draw_span(rng, min(1.0, math.sqrt(area * ratio))),
-    )
 
 
 def _draw_span(rng: np.random.Generator, length: float) -> Span:
@@ -170,17 +153,7 @@ def _snap(span: Span, length: int) -> Span:
 def _draw_depth(augmentation: Augmentation, rng: np.random.Generator) -> DepthDraw | None:
     if not (augmentation.depth_scale or augmentation.depth_noise or augmentation.depth_holes):
         return None
-    low, high = 1 - augmentation.depth_scale, 1 + augmentation.depth_scale
-    return DepthDraw(
-        rng.uniform(low, high),
-        augmentation.depth_noise,
-        int(rng.integers(_SEEDS)),
-        tuple(_draw_hole(rng) for _ in range(rng.integers(augmentation.depth_holes + 1))),
-    )
-
-
-def _draw_hole(rng: np.random.Generator) -> tuple[Span, Span]:
-    return (
-        _draw_span(rng, rng.uniform(*_HOLE_SIDE)),
-        _draw_span(rng, rng.uniform(*_HOLE_SIDE)),
-    )
+    scale = rng.uniform(1 - augmentation.depth_scale, 1 + augmentation.depth_scale)
+    seed, number = int(rng.integers(_SEEDS)), rng.integers(augmentation.depth_holes + 1)
+    holes = [[_draw_span(rng, rng.uniform(*_HOLE_SIDE)) for _ in range(2)] for _ in range(number)]
+    return DepthDraw(scale, augmentation.depth_noise, seed, tuple((a, b) for a, b in holes))

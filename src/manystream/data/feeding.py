@@ -56,7 +56,7 @@ def training_data(
     progress: Progress | None = None,
     accelerator: str = "auto",
 ) -> TrainingData:
-    """Open the training and validation splits of a data set, look at each image, and feed both.
+    """Open the training and validation splits of a data set, and feed both as :func:`loaders` does.
 
     Args:
         options: where the images come from, and how they are fed.
@@ -88,18 +88,8 @@ def loaders(
 ) -> TrainingData:
     """Feed a table's training and validation splits, after a look at every image of both.
 
-    Args:
-        table: the samples, as :func:`manystream.data.folder`, :func:`manystream.data.manifest`, …
-            give them.
-        options: names of the splits, size of images and batches, augmentation, workers.
-        seed: as for :func:`training_data`, as are the other arguments.
-        report: as there.
-        progress: as there.
-        accelerator: as there.
-        **changes: fields of the options, by name.
-
-    Raises:
-        ValueError: as there.
+    ``table`` is what :func:`manystream.data.folder`, :func:`manystream.data.manifest`, … give,
+    ``changes`` are fields of the options by name; all else is as for :func:`training_data`.
 
     Example:
         >>> table = ms.data.folder("root")  # doctest: +SKIP

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from itertools import permutations
-from os.path import commonprefix
+from itertools import permutations, takewhile
 
 import torch
 
@@ -102,8 +101,8 @@ def _renamed(table: SampleTable, first: str, second: str) -> str:
     if sum((folder, stem.lower()) in lower for folder, stem in ours) >= enough:
         return f"names differ in upper and lower case between {first} and {second}"
     for where, step in (("begin", 1), ("end", -1)):
-        turned = ([(folder, stem[::step]) for folder, stem in names] for names in (theirs, ours))
-        old, new = (prefix[::step] for prefix in _prefixes(*turned, enough))
+        turned = [[(folder, stem[::step]) for folder, stem in names] for names in (theirs, ours)]
+        old, new = (prefix[::step] for prefix in _prefixes(turned[0], turned[1], enough))
         if old and new:
             return f"names {where} with {old!r} in {first}, and with {new!r} in {second}"
         if old or new:
@@ -119,12 +118,18 @@ def _prefixes(
     """Find two prefixes, theirs and ours, by which enough of the names differ; empty if none do."""
     folder, probe = ours[0]
     beside = [stem for f, stem in theirs if f == folder] or [stem for _, stem in theirs]
-    shared = {stem: len(commonprefix([stem[::-1], probe[::-1]])) for stem in beside}
+    shared = {stem: _shared_end(stem, probe) for stem in beside}
     likest = max(beside, key=lambda stem: (shared[stem], -len(stem)))
     old, new = (stem[: len(stem) - shared[likest]] for stem in (likest, probe))
     known = set(theirs)
     renamed = ((f, old + stem[len(new) :]) for f, stem in ours if stem.startswith(new))
     return (old, new) if sum(name in known for name in renamed) >= enough else ("", "")
+
+
+def _shared_end(one: str, other: str) -> int:
+    """Count the characters that two texts have in common at their ends."""
+    pairs = zip(reversed(one), reversed(other), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _split_ids(table: SampleTable, stream: str) -> list[tuple[str, str]]:

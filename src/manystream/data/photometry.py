@@ -40,21 +40,16 @@ def disturb_depth(depth: Tensor, draws: Sequence[DepthDraw | None], stream: int)
     """Scale depth, make it noisy and take readings away; what is no reading stays none.
 
     Args:
-        depth: shape (B, C, H, W), floating point; a reading is above 0.
+        depth: shape (B, C, H, W), floating point; a reading is above 0, and 0 in the holes.
         draws: what happens to each of the B samples.
         stream: number of the stream, so that two depth cameras have noise of their own.
-
-    Returns:
-        As ``depth``, with 0 in the holes.
     """
-    scales = [1.0 if d is None else d.scale for d in draws]
-    depth = depth * _column(scales, depth)
-    if any(d is not None and d.noise > 0 for d in draws):
-        noise = normal_noise([0 if d is None else d.seed for d in draws], stream, depth)
-        depth = (
-            depth * (noise * _column([0.0 if d is None else d.noise for d in draws], depth)).exp()
-        )
-    return _with_holes(depth, [() if d is None else d.holes for d in draws])
+    drawn = [DepthDraw() if d is None else d for d in draws]
+    depth = depth * _column([d.scale for d in drawn], depth)
+    if any(d.noise > 0 for d in drawn):
+        noise = normal_noise([d.seed for d in drawn], stream, depth)
+        depth = depth * (noise * _column([d.noise for d in drawn], depth)).exp()
+    return _with_holes(depth, [d.holes for d in drawn])
 
 
 def normal_noise(seeds: Sequence[int], stream: int, like: Tensor) -> Tensor:
@@ -68,19 +63,14 @@ def normal_noise(seeds: Sequence[int], stream: int, like: Tensor) -> Tensor:
         like: gives the shape (B, C, H, W), the dtype and the device.
     """
     first = upload(torch.tensor([(stream << 56) + (seed << 32) for seed in seeds]), like.device)
-    pixel = torch.arange(like[0].numel(), device=like.device)
-    bits = _mixed(first[:, None] + pixel)
+    bits = first[:, None] + torch.arange(like[0].numel(), device=like.device)
+    bits = bits * _GOLDEN
+    for shift, factor in _MIXERS:
+        bits = (bits ^ _shifted(bits, shift)) * factor  # Products wrap around.
+    bits = bits ^ _shifted(bits, _LAST_SHIFT)
     total = torch.stack([(bits >> shift) & 0xFFFF for shift in (0, 16, 32, 48)]).sum(dim=0)
     deviation = math.sqrt(4 * (65536**2 - 1) / 12)
     return ((total - 2 * 65535).to(like.dtype) / deviation).view_as(like)
-
-
-def _mixed(numbers: Tensor) -> Tensor:
-    """Scramble 64-bit numbers; products wrap around."""
-    numbers = numbers * _GOLDEN
-    for shift, factor in _MIXERS:
-        numbers = (numbers ^ _shifted(numbers, shift)) * factor
-    return numbers ^ _shifted(numbers, _LAST_SHIFT)
 
 
 def _shifted(numbers: Tensor, by: int) -> Tensor:

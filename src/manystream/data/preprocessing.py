@@ -75,15 +75,9 @@ class Preprocessing:
 
 
 def resize(image: np.ndarray, spec: StreamSpec, size: Size) -> np.ndarray:
-    """Resize a whole image as training would, and keep its dtype; whole numbers are rounded.
+    """Resize a whole image, (H, W, C), as training would, and keep its dtype.
 
-    Args:
-        image: shape (H, W, C); uint8, uint16 or float32.
-        spec: its stream.
-        size: height and width of the result.
-
-    Returns:
-        Shape (*size, C), contiguous; never shares the image's memory.
+    Whole numbers are rounded. The result, (*size, C), is contiguous and has memory of its own.
     """
     whole = torch.tensor([[0, image.shape[0], 0, image.shape[1], 0]])
     resized = crop_resize([as_tensor(image)], whole, size, nearest=spec.kind == "depth")

@@ -39,11 +39,7 @@ class Storage(Protocol):
         ...
 
     def read(self, cell: Cell) -> np.ndarray:
-        """Read one image as stored, shape (H, W, C); uint8, uint16 or float32.
-
-        Raises:
-            UnreadableImageError: if it is missing or damaged.
-        """
+        """Read one image as stored, (H, W, C), or raise :class:`UnreadableImageError`."""
         ...
 
     def path(self, cell: Cell) -> Path:
@@ -180,11 +176,7 @@ class SampleTable:
         return self.columns[stream].read(self._cell(index, stream))[0]
 
     def path(self, index: int, stream: int) -> Path:
-        """Return the file of an image, or what stands for it in messages.
-
-        Raises:
-            ValueError: if the sample lacks that stream.
-        """
+        """Return the file of an image that a sample has, or what stands for it in messages."""
         return self.columns[stream].storage.path(self._cell(index, stream))
 
     def labels(self) -> list[str]:
@@ -230,13 +222,9 @@ class SampleTable:
         return replace(self, columns=columns).without_empty()
 
     def without(self: Table, images: Collection[tuple[int, int]]) -> Table:
-        """Return the table with some images absent; samples left with none are left out.
+        """Return the table with some images absent, each by its sample's and its stream's number.
 
-        Args:
-            images: each by the numbers of its sample and of its stream.
-
-        Raises:
-            ValueError: if no sample is left.
+        Samples left with none are left out; it is a ValueError if none is left.
         """
         columns = []
         for m, column in enumerate(self.columns):
@@ -246,11 +234,7 @@ class SampleTable:
         return replace(self, columns=tuple(columns)).without_empty()
 
     def without_empty(self: Table) -> Table:
-        """Return the samples that have an image.
-
-        Raises:
-            ValueError: if there are none.
-        """
+        """Return the samples that have an image; it is a ValueError if there are none."""
         rows = self.present.any(dim=1).nonzero().flatten().tolist()
         if not rows:
             names = ", ".join(spec.name for spec in self.streams)
@@ -303,9 +287,6 @@ class ArrayTable(SampleTable):
 
         Returns:
             Shape (K, H, W, C), with the values as stored.
-
-        Raises:
-            UnreadableImageError: if a row is damaged.
         """
         cells = [self._cell(i, stream) for i in indices]
         storage: Any = self.columns[stream].storage

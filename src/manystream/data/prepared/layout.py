@@ -15,7 +15,7 @@ import hashlib
 import json
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
@@ -25,12 +25,15 @@ import numpy as np
 
 from manystream.data.statistics import StreamStatistics
 from manystream.data.streams import StreamSpec
-from manystream.data.table import Sample
+from manystream.data.table import SampleTable
 
 FORMAT = 1
 MARKER = "prepared.json"
 INDEX = "index.json"
 PARTIAL_SUFFIX = ".partial"
+
+Index = dict[str, Any]
+"""All of a split but its pixels, as :func:`describe` gives it, and the checksums of its rows."""
 
 
 @dataclass(frozen=True)
@@ -46,16 +49,8 @@ class StreamArray:
 
     spec: StreamSpec
     dtype: str
-    shape: tuple[int, int, int, int]
+    shape: tuple[int, ...]
     statistics: StreamStatistics
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> StreamArray:
-        """Undo ``asdict`` after a trip through JSON."""
-        rows, height, width, channels = values["shape"]
-        mean, std = (tuple(values["statistics"][name]) for name in ("mean", "std"))
-        shape, spec = (rows, height, width, channels), StreamSpec(**values["spec"])
-        return cls(spec, values["dtype"], shape, StreamStatistics(mean, std))
 
     @property
     def total_bytes(self) -> int:
@@ -69,6 +64,10 @@ class StreamArray:
         header = {"descr": descr, "fortran_order": False, "shape": self.shape}
         np.lib.format.write_array_header_1_0(file, header)
         return file.getvalue()
+
+    def path(self, folder: Path, number: int) -> Path:
+        """Return the file of stream ``number`` in a split's folder."""
+        return folder / f"{number}-{re.sub(r'[^A-Za-z0-9_-]', '_', self.spec.name)}.npy"
 
     def map(self, path: Path) -> np.ndarray:
         """Map a file, shape (B_m, H, W, C), read-only.
@@ -92,81 +91,36 @@ class StreamArray:
         return mapped
 
 
-@dataclass(frozen=True)
-class SplitIndex:
-    """All of a split but its pixels.
+def describe(table: SampleTable, split: str, arrays: Sequence[StreamArray]) -> Index:
+    """Describe a split in plain values, with presence as words of 0 and 1."""
+    return {
+        "split": split,
+        "classes": list(table.classes),
+        "ids": list(table.ids),
+        "targets": table.targets.tolist(),
+        "groups": None if table.groups is None else list(table.groups),
+        "present": ["".join("01"[has] for has in row) for row in table.present.tolist()],
+        "streams": [asdict(array) for array in arrays],
+    }
 
-    Attributes:
-        split: its name.
-        classes: class names.
-        ids: name of each of the N samples.
-        targets: class of each sample.
-        groups: recording or room of each sample; None where the source does not know it.
-        present: which streams each sample has, N rows of M.
-        streams: one array per stream.
-    """
 
-    split: str
-    classes: tuple[str, ...]
-    ids: tuple[str, ...]
-    targets: tuple[int, ...]
-    groups: tuple[str, ...] | None
-    present: tuple[tuple[bool, ...], ...]
-    streams: tuple[StreamArray, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values, with presence as words of 0 and 1."""
-        words = ["".join("01"[has] for has in row) for row in self.present]
-        return {**asdict(self), "present": words}
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> SplitIndex:
-        """Undo :meth:`to_json`, also after a trip through JSON."""
-        return cls(
-            values["split"],
-            tuple(values["classes"]),
-            tuple(values["ids"]),
-            tuple(values["targets"]),
-            None if values["groups"] is None else tuple(values["groups"]),
-            tuple(tuple(bit == "1" for bit in word) for word in values["present"]),
-            tuple(map(StreamArray.from_json, values["streams"])),
+def arrays_of(index: Index) -> list[StreamArray]:
+    """Return the arrays of the streams that an index describes."""
+    return [
+        StreamArray(
+            StreamSpec(**of["spec"]),
+            of["dtype"],
+            tuple(of["shape"]),
+            StreamStatistics(*(tuple(of["statistics"][name]) for name in ("mean", "std"))),
         )
+        for of in index["streams"]
+    ]
 
-    def files(self, folder: Path) -> list[Path]:
-        """Return the file of each stream in a split's folder."""
-        names = [re.sub(r"[^A-Za-z0-9_-]", "_", array.spec.name) for array in self.streams]
-        return [folder / f"{number}-{name}.npy" for number, name in enumerate(names)]
 
-    def samples(
-        self, part: int, numbers: Mapping[str, int], classes: Sequence[str], folder: Path
-    ) -> list[Sample]:
-        """List the samples; a cell is the number of this part and a row of its file.
-
-        Args:
-            part: its number.
-            numbers: numbers of the streams that are used, by name.
-            classes: the only ones that samples may be of.
-            folder: what messages are about.
-
-        Raises:
-            ValueError: if no sample has any of the streams, or one is of another class.
-        """
-        present = np.array(self.present, bool)
-        if not present[:, list(numbers.values())].any():
-            raise ValueError(f"no sample of {folder} has any of: {', '.join(numbers)}")
-        labels = [self.classes[target] for target in self.targets]
-        if unknown := sorted(set(labels) - set(classes)):
-            raise ValueError(
-                f"{folder} has classes that training lacks: {', '.join(unknown)}; "
-                f"expected only {', '.join(classes)}"
-            )
-        rows = (np.cumsum(present, axis=0) - 1).tolist()
-        cells = [
-            {name: (part, of[m]) for name, m in numbers.items() if has[m]}
-            for of, has in zip(rows, self.present, strict=True)
-        ]
-        groups, splits = self.groups or [""] * len(labels), [self.split] * len(labels)
-        return list(map(Sample, self.ids, cells, labels, splits, groups))
+def checksum(row: np.ndarray) -> int:
+    """Return the CRC-32 of an image's bytes."""
+    view: Any = row.reshape(-1).view(np.uint8)
+    return zlib.crc32(view)
 
 
 def is_prepared(root: str | Path | None) -> bool:
@@ -174,7 +128,7 @@ def is_prepared(root: str | Path | None) -> bool:
     return root is not None and (Path(root) / MARKER).is_file()
 
 
-def read_marker(root: Path) -> tuple[str, ...]:
+def read_marker(root: Path) -> list[str]:
     """Return the splits that a prepared set has or will have.
 
     Raises:
@@ -183,7 +137,7 @@ def read_marker(root: Path) -> tuple[str, ...]:
     path = root / MARKER
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        found, splits = values["format"], tuple(values["splits"])
+        found, splits = values["format"], list(values["splits"])
     except (ValueError, KeyError, TypeError) as error:
         raise _damaged(path, "it does not describe a prepared set") from error
     if found != FORMAT:
@@ -194,19 +148,11 @@ def read_marker(root: Path) -> tuple[str, ...]:
 def write_marker(root: Path, splits: Sequence[str]) -> None:
     """Make a folder a prepared set."""
     root.mkdir(parents=True, exist_ok=True)
-    values = {"format": FORMAT, "splits": list(splits)}
-    _write_atomically(root / MARKER, json.dumps(values) + "\n")
+    _write_atomically(root / MARKER, {"format": FORMAT, "splits": list(splits)})
 
 
-def write_index(folder: Path, index: SplitIndex, checksums: Sequence[Sequence[int]]) -> None:
-    """Write a split's index with the CRC-32 of every row of every stream."""
-    content = {**index.to_json(), "checksums": [list(rows) for rows in checksums]}
-    sealed = {"format": FORMAT, "sha256": _digest(content), "content": content}
-    _write_atomically(folder / INDEX, json.dumps(sealed, allow_nan=False) + "\n")
-
-
-def read_index(folder: Path) -> tuple[SplitIndex, list[np.ndarray]]:
-    """Read a split's index, and for each stream the CRC-32 of its rows, shape (B_m,), uint32.
+def read_index(folder: Path) -> Index:
+    """Read a split's index.
 
     Raises:
         ValueError: if the file is missing, damaged or of another format, or of another split than
@@ -215,34 +161,32 @@ def read_index(folder: Path) -> tuple[SplitIndex, list[np.ndarray]]:
     path = folder / INDEX
     try:
         sealed = json.loads(path.read_text(encoding="utf-8"))
-        content = sealed["content"]
-        if sealed["format"] != FORMAT or sealed["sha256"] != _digest(content):
+        index: Index = sealed["content"]
+        if sealed["format"] != FORMAT or sealed["sha256"] != _digest(index):
             raise ValueError("its checksum is wrong")
-        checksums = [np.array(rows, np.uint32) for rows in content["checksums"]]
-        index = SplitIndex.from_json(content)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(path, error) from error
-    if index.split != folder.name:
+    if index["split"] != folder.name:
         raise ValueError(
-            f"{folder} was written as split {index.split!r}; give folders of a prepared set "
+            f"{folder} was written as split {index['split']!r}; give folders of a prepared set "
             "their own names back"
         )
-    return index, checksums
+    return index
 
 
-def checksum(row: np.ndarray) -> int:
-    """Return the CRC-32 of an image's bytes."""
-    view: Any = row.reshape(-1).view(np.uint8)
-    return zlib.crc32(view)
+def write_index(folder: Path, index: Index) -> None:
+    """Write a split's index, ``"checksums"`` in it: of every row of every stream."""
+    sealed = {"format": FORMAT, "sha256": _digest(index), "content": index}
+    _write_atomically(folder / INDEX, sealed)
 
 
-def _digest(content: Any) -> str:
+def _digest(content: Index) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _write_atomically(path: Path, text: str) -> None:
+def _write_atomically(path: Path, values: dict[str, Any]) -> None:
     partial = path.with_name(path.name + PARTIAL_SUFFIX)
-    partial.write_text(text, encoding="utf-8")
+    partial.write_text(json.dumps(values, allow_nan=False) + "\n", encoding="utf-8")
     partial.replace(path)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import itertools
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ from torch import Tensor
 from manystream.data.image import UnreadableImageError
 from manystream.data.prepared.layout import (
     PARTIAL_SUFFIX,
-    SplitIndex,
+    Index,
     StreamArray,
+    arrays_of,
     checksum,
     read_index,
     read_marker,
 )
+from manystream.data.statistics import StreamStatistics
 from manystream.data.streams import StreamSpec, names_of, numbers_of
 from manystream.data.table import ArrayTable, Column, Sample, take_rows
 
@@ -49,29 +52,59 @@ def prepared(
     """
     root = Path(root)
     folders = [_finished(root, split) for split in splits or read_marker(root)]
-    indices, checksums = zip(*map(read_index, folders), strict=True)
-    first: SplitIndex = indices[0]
-    classes = tuple(classes or first.classes)
-    names = names_of(streams, [array.spec for array in first.streams])
+    indices = [read_index(folder) for folder in folders]
+    arrays = [arrays_of(index) for index in indices]
+    classes = tuple(classes or indices[0]["classes"])
+    names = names_of(streams, [array.spec for array in arrays[0]])
     files: dict[str, list[_MappedFile]] = {name: [] for name in names}
+    known: dict[str, dict[str, StreamStatistics]] = {name: {} for name in names}
     samples: list[Sample] = []
     for part, (folder, index) in enumerate(zip(folders, indices, strict=True)):
-        specs = [array.spec for array in index.streams]
-        numbers = dict(zip(names, numbers_of(names, specs, folder), strict=True))
-        samples += index.samples(part, numbers, classes, folder)
-        paths = index.files(folder)
-        for name, m in numbers.items():
-            files[name].append(_MappedFile(paths[m], index.streams[m], checksums[part][m]))
-            if (spec := files[name][0].array.spec) != specs[m]:
-                raise ValueError(f"{folder} holds {specs[m]}, {folders[0]} {spec}")
-    columns = []
-    for of_stream in files.values():
-        known = {x.split: f.array.statistics for x, f in zip(indices, of_stream, strict=True)}
-        columns.append(Column(of_stream[0].array.spec, _Rows(of_stream), statistics=known))
-        if verify:
-            for file in of_stream:
-                file.checked(np.arange(file.array.shape[0]))
+        numbers = numbers_of(names, [array.spec for array in arrays[part]], folder)
+        samples += _samples(part, index, dict(zip(names, numbers, strict=True)), classes, folder)
+        for name, m in zip(names, numbers, strict=True):
+            array, sums = arrays[part][m], np.array(index["checksums"][m], np.uint32)
+            files[name].append(_MappedFile(array.path(folder, m), array, sums))
+            known[name][index["split"]] = array.statistics
+            if (spec := files[name][0].array.spec) != array.spec:
+                raise ValueError(f"{folder} holds {array.spec}, {folders[0]} {spec}")
+    if verify:
+        for file in itertools.chain(*files.values()):
+            file.checked(np.arange(file.array.shape[0]))
+    columns = [
+        Column(of[0].array.spec, _Rows(of), statistics=known[name]) for name, of in files.items()
+    ]
     return ArrayTable.of(samples, columns, classes).without_empty()
+
+
+def _samples(
+    part: int, index: Index, numbers: Mapping[str, int], classes: Sequence[str], folder: Path
+) -> list[Sample]:
+    """List the samples of a split; a cell is the number of this part and a row of its file.
+
+    Args:
+        part: its number.
+        index: what is in it.
+        numbers: numbers of the streams that are used, by name.
+        classes: the only ones that samples may be of.
+        folder: what messages are about.
+    """
+    present = np.array([list(map(int, word)) for word in index["present"]], bool)
+    if not present[:, list(numbers.values())].any():
+        raise ValueError(f"no sample of {folder} has any of: {', '.join(numbers)}")
+    labels = [index["classes"][target] for target in index["targets"]]
+    if unknown := sorted(set(labels) - set(classes)):
+        raise ValueError(
+            f"{folder} has classes that training lacks: {', '.join(unknown)}; "
+            f"expected only {', '.join(classes)}"
+        )
+    rows = (np.cumsum(present, axis=0) - 1).tolist()
+    cells = [
+        {name: (part, of[m]) for name, m in numbers.items() if has[m]}
+        for of, has in zip(rows, present, strict=True)
+    ]
+    groups, splits = index["groups"] or [""] * len(labels), [index["split"]] * len(labels)
+    return list(map(Sample, index["ids"], cells, labels, splits, groups))
 
 
 def _finished(root: Path, split: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterable, Sequence
@@ -12,9 +13,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from manystream.data.prepared.layout import (
     PARTIAL_SUFFIX,
-    SplitIndex,
     StreamArray,
     checksum,
+    describe,
     is_prepared,
     read_index,
     read_marker,
@@ -62,21 +63,35 @@ def prepare_split(
             another data set or size, or the disk has no room.
     """
     root = Path(root)
-    index = _plan(table, statistics, split, size)
-    _add_split(root, split)
+    arrays = [_plan(table, m, of, size) for m, of in enumerate(statistics)]
+    index = describe(table, split, arrays)
+    if not is_prepared(root) and root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise ValueError(f"{root} exists and is no prepared set; name a folder that does not exist")
+    known = read_marker(root) if is_prepared(root) else []
+    if split not in known:
+        write_marker(root, [*known, split])
     final, partial = root / split, root / (split + PARTIAL_SUFFIX)
     if final.exists():
-        if read_index(final)[0] != index:
+        found = read_index(final)
+        if {name: found[name] for name in index} != json.loads(json.dumps(index)):
             raise ValueError(
                 f"{final} holds a split of another source, selection or size; name another folder, "
                 "or remove that one"
             )
         return final
     shutil.rmtree(partial, ignore_errors=True)  # What a killed call left.
-    _check_room(root, index)
+    needed = sum(array.total_bytes for array in arrays)
+    if needed > (free := shutil.disk_usage(root).free):
+        raise ValueError(
+            f"split {split!r} takes {needed / 2**30:.2f} GiB and {root} has "
+            f"{free / 2**30:.2f} GiB left; make room, or name a smaller size"
+        )
     try:
-        writer = _RowWriter(table, index, partial, size)
-        _write(writer, index, partial, num_workers, progress)
+        writer = _RowWriter(table, arrays, partial, size)
+        checksums = _write(writer, partial, num_workers, progress)
+        write_index(partial, {**index, "checksums": checksums})
+        for path in [*writer.files, partial]:
+            _sync(path)
         partial.rename(final)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -92,11 +107,15 @@ class _RowWriter(Dataset[int | ValueError]):
     """
 
     def __init__(
-        self, table: SampleTable, index: SplitIndex, folder: Path, size: Size | None
+        self,
+        table: SampleTable,
+        arrays: Sequence[StreamArray],
+        folder: Path,
+        size: Size | None,
     ) -> None:
         self.table = table
-        self.arrays = index.streams
-        self.files = index.files(folder)
+        self.arrays = arrays
+        self.files = [array.path(folder, m) for m, array in enumerate(arrays)]
         self.size = size
         self.rows = [
             (m, row, sample)
@@ -139,19 +158,15 @@ def write_row(path: Path, array: StreamArray, row: int, image: np.ndarray) -> No
 
 
 def _write(
-    writer: _RowWriter,
-    index: SplitIndex,
-    folder: Path,
-    num_workers: int,
-    progress: Progress | None,
-) -> None:
-    """Write all rows and the index, and have them on the disk."""
+    writer: _RowWriter, folder: Path, num_workers: int, progress: Progress | None
+) -> list[list[int]]:
+    """Write all rows, and return the CRC-32 of each stream's."""
     folder.mkdir()
-    for path, array in zip(writer.files, index.streams, strict=True):
+    for path, array in zip(writer.files, writer.arrays, strict=True):
         with path.open("wb") as file:  # In its full length, which takes no room on disk yet.
             file.write(array.header)
             file.truncate(file.tell() + array.total_bytes)
-    checksums: list[list[int]] = [[] for _ in index.streams]
+    checksums: list[list[int]] = [[] for _ in writer.files]
     attempts: Iterable[int | ValueError] = DataLoader(
         writer, batch_size=None, num_workers=num_workers
     )
@@ -161,56 +176,23 @@ def _write(
         checksums[writer.rows[done][0]].append(written)
         if progress is not None:
             progress(done + 1, len(writer))
-    write_index(folder, index, checksums)
-    for path in [*writer.files, folder]:
-        _sync(path)
+    return checksums
 
 
 def _plan(
-    table: SampleTable, statistics: Sequence[StreamStatistics], split: str, size: Size | None
-) -> SplitIndex:
-    return SplitIndex(
-        split,
-        tuple(table.classes),
-        tuple(table.ids),
-        tuple(table.targets.tolist()),
-        None if table.groups is None else tuple(table.groups),
-        tuple(map(tuple, table.present.tolist())),
-        tuple(_plan_stream(table, m, statistics[m], size) for m in range(len(table.streams))),
-    )
-
-
-def _plan_stream(
     table: SampleTable, stream: int, statistics: StreamStatistics, size: Size | None
 ) -> StreamArray:
+    """Plan the array of a stream by its first image."""
     spec = table.streams[stream]
     samples = table.present[:, stream].nonzero().flatten().tolist()
     if not samples:
         return StreamArray(spec, "uint8", (0, *(size or (1, 1)), spec.channels), statistics)
     row = _fit(table.read(samples[0], stream), spec, size)
-    height, width, channels = row.shape
-    return StreamArray(spec, str(row.dtype), (len(samples), height, width, channels), statistics)
+    return StreamArray(spec, str(row.dtype), (len(samples), *row.shape), statistics)
 
 
 def _fit(image: np.ndarray, spec: StreamSpec, size: Size | None) -> np.ndarray:
     return np.ascontiguousarray(image) if size is None else resize(image, spec, size)
-
-
-def _add_split(root: Path, split: str) -> None:
-    if not is_prepared(root) and root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise ValueError(f"{root} exists and is no prepared set; name a folder that does not exist")
-    known = read_marker(root) if is_prepared(root) else ()
-    if split not in known:
-        write_marker(root, [*known, split])
-
-
-def _check_room(root: Path, index: SplitIndex) -> None:
-    needed = sum(array.total_bytes for array in index.streams)
-    if needed > (free := shutil.disk_usage(root).free):
-        raise ValueError(
-            f"split {index.split!r} takes {needed / 2**30:.2f} GiB and {root} has "
-            f"{free / 2**30:.2f} GiB left; make room, or name a smaller size"
-        )
 
 
 def _sync(path: Path) -> None:
