@@ -108,19 +108,10 @@ class Row(NamedTuple):
     problem: str = ""
 
 
-class _Line(NamedTuple):
-    """A row as it is written: texts by column, unless there is a problem with them."""
-
-    where: str
-    texts: dict[str, str]
-    problem: str = ""
-
-
 def read_rows(path: Path) -> tuple[list[str], list[Row]]:
-    """Read a manifest; white space around a cell does not count, lines without a cell neither.
+    """Read a manifest: the names of its streams, and its rows in order.
 
-    Returns:
-        The names of its streams, and its rows in order.
+    White space around a cell does not count, lines without a cell neither.
 
     Raises:
         ValueError: if the file is missing or damaged, a column is named twice or not at all, there
@@ -143,18 +134,28 @@ def read_rows(path: Path) -> tuple[list[str], list[Row]]:
         )
     if not lines:
         raise ValueError(f"{path} has no rows; expected one for every sample")
-    return streams, [
-        Row(where, _sample(texts, streams), problem) for where, texts, problem in lines
-    ]
+    return streams, [_row(f"{path}, {where}", cells, columns, streams) for where, cells in lines]
 
 
-def _sample(texts: Mapping[str, str], streams: Sequence[str]) -> Sample:
-    cells = {name: texts.get(name) or None for name in streams}
+def _row(
+    where: str, cells: Sequence[object], columns: Sequence[str], streams: Sequence[str]
+) -> Row:
+    if len(cells) != len(columns):
+        problem = f"it has {len(cells)} cells; expected {len(columns)}"
+        return Row(where, Sample("", {}, ""), problem)
+    texts, problem = {}, ""
+    for name, value in zip(columns, cells, strict=True):
+        nothing = value is None or value != value  # NaN, as pandas and NumPy say it
+        texts[name] = "" if nothing else str(value).strip()
+        if name not in streams and isinstance(value, bytes | list | dict):
+            kind = type(value).__name__
+            problem = problem or f"its {name} is of type {kind}; expected a text or a number"
+    files = {name: texts[name] or None for name in streams}
     split, group = texts.get(SPLIT, TRAIN), texts.get(GROUP, "")
-    return Sample("", cells, texts.get(LABEL, ""), split, group)
+    return Row(where, Sample("", files, texts[LABEL], split, group), problem)
 
 
-def _of_csv(path: Path) -> tuple[list[str], list[_Line]]:
+def _of_csv(path: Path) -> tuple[list[str], list[tuple[str, list[str]]]]:
     lines = []
     # Bytes that are no UTF-8 become lone surrogates, so that the line with them can be named.
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
@@ -162,19 +163,13 @@ def _of_csv(path: Path) -> tuple[list[str], list[_Line]]:
         try:
             for cells in reader:
                 if any(stripped := [cell.strip() for cell in cells]):
-                    lines.append((f"{path}, line {reader.line_num}", stripped))
+                    lines.append((f"line {reader.line_num}", stripped))
         except csv.Error as error:
             raise ValueError(f"{path}, line {reader.line_num}: {error}; expected CSV") from error
-    columns = lines[0][1] if lines else []
-    return columns, [
-        _Line(where, dict(zip(columns, cells, strict=True)))
-        if len(cells) == len(columns)
-        else _Line(where, {}, f"it has {len(cells)} cells; expected {len(columns)}")
-        for where, cells in lines[1:]
-    ]
+    return (lines[0][1], lines[1:]) if lines else ([], [])
 
 
-def _of_parquet(path: Path) -> tuple[list[str], list[_Line]]:
+def _of_parquet(path: Path) -> tuple[list[str], list[tuple[str, list[object]]]]:
     import pyarrow  # Only those who have such files need it.
     import pyarrow.parquet
 
@@ -182,15 +177,8 @@ def _of_parquet(path: Path) -> tuple[list[str], list[_Line]]:
         table = pyarrow.parquet.read_table(path)
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"cannot read {path}: {error}") from error
-    lines = []
-    for number, cells in enumerate(table.to_pylist(), start=1):
-        # NaN is nothing, as pandas and NumPy say it.
-        texts = {x: "" if v is None or v != v else str(v).strip() for x, v in cells.items()}
-        odd = [x for x in (LABEL, SPLIT, GROUP) if isinstance(cells.get(x), bytes | list | dict)]
-        kind = type(cells[odd[0]]).__name__ if odd else ""
-        problem = f"its {odd[0]} is of type {kind}; expected a text or a number" if odd else ""
-        lines.append(_Line(f"{path}, row {number}", texts, problem))
-    return list(table.column_names), lines
+    rows = enumerate(zip(*(column.to_pylist() for column in table.columns), strict=True), start=1)
+    return list(table.column_names), [(f"row {number}", list(cells)) for number, cells in rows]
 
 
 def _unusable(row: Row) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from manystream.data.folder import LAYOUT, folder
 from manystream.data.manifest import is_manifest, manifest
@@ -19,22 +19,15 @@ from manystream.data.streams import StreamSpec
 from manystream.data.sun_rgbd import is_sun_rgbd, sun_rgbd
 from manystream.data.table import SampleTable
 
-
-class _Kind(NamedTuple):
-    """A kind of data set: as messages name it, and whether a path is one."""
-
-    description: str
-    recognise: Callable[[Path], bool]
-
-
-_KINDS: dict[Format, _Kind] = {
-    "prepared": _Kind("a prepared set", is_prepared),
-    "manifest": _Kind("a manifest", is_manifest),
-    "nyu": _Kind("NYU Depth v2", is_nyu),
-    "sun_rgbd": _Kind("SUN RGB-D", is_sun_rgbd),
-    "folder": _Kind("images in folders", Path.is_dir),
+_KINDS: dict[Format, tuple[str, Callable[[Path], bool]]] = {
+    "prepared": ("a prepared set", is_prepared),
+    "manifest": ("a manifest", is_manifest),
+    "nyu": ("NYU Depth v2", is_nyu),
+    "sun_rgbd": ("SUN RGB-D", is_sun_rgbd),
+    "folder": ("images in folders", Path.is_dir),
 }
-"""From the one that is surest to be recognised to the one that anything may be."""
+"""Kinds of data sets, as messages name them and whether a path is one: from the one that is surest
+to be recognised to the one that anything may be."""
 
 
 def recognise(root: Path) -> Format:
@@ -43,8 +36,8 @@ def recognise(root: Path) -> Format:
     Raises:
         ValueError: if it is nothing that can be opened.
     """
-    for name, kind in _KINDS.items():
-        if kind.recognise(root):
+    for name, (_, is_one) in _KINDS.items():
+        if is_one(root):
             return name
     raise ValueError(
         f"root {root} is no data set; expected a folder laid out as {LAYOUT}, SUN RGB-D or "
@@ -61,7 +54,7 @@ def identified(options: DataOptions, report: Report = print) -> DataOptions:
     if options.root is None or options.format is not None:
         return options
     found = recognise(options.root)
-    report(f"found {_KINDS[found].description} at {options.root}")
+    report(f"found {_KINDS[found][0]} at {options.root}")
     return replace(options, format=found)
 
 
@@ -92,14 +85,12 @@ def open_data(
     if options.root is None:
         return _open_scenes(options, splits, streams, classes)
     table = _open(identified(options, report), splits, streams, classes, report)
-    for what, trained, found in (
-        ("streams", streams, table.streams),
-        ("classes", classes, table.classes),
-    ):
-        if trained is not None and tuple(trained) != tuple(found):
+    of_model, found = (streams, classes), (table.streams, table.classes)
+    for what, trained, there in zip(("streams", "classes"), of_model, found, strict=True):
+        if trained is not None and tuple(trained) != tuple(there):
             raise ValueError(
                 f"the model was trained on the {what} {_listed(trained)}, {options.root} has "
-                f"{_listed(found)}; expected the same"
+                f"{_listed(there)}; expected the same"
             )
     return table
 
@@ -114,8 +105,11 @@ def _open(
     assert options.root is not None
     root, held_out = options.root, HeldOut(options.val_share, options.split_seed)
     told: dict[str, Any] = {"splits": splits, "streams": streams or options.streams}
-    if options.format in ("prepared", "sun_rgbd", "nyu"):
-        _check_not_told(options)
+    for option in ("kinds", "units"):
+        if getattr(options, option) and options.format not in ("folder", "manifest"):
+            raise ValueError(
+                f"{option} is for folders and manifests; what {root} holds is known: leave it out"
+            )
     if options.format == "prepared":
         return prepared(root, **told, classes=classes, verify=options.verify)
     told |= {"on_error": options.on_error, "report": report}
@@ -145,16 +139,6 @@ def _open_scenes(
     table = scenes(numbers, options.image_size)
     names = options.streams if streams is None else [spec.name for spec in streams]
     return table if names is None else table.with_streams(names)
-
-
-def _check_not_told(options: DataOptions) -> None:
-    """Refuse to be told what the files of a known data set hold."""
-    for option in ("kinds", "units"):
-        if getattr(options, option):
-            raise ValueError(
-                f"{option} is for folders and manifests; what {options.root} holds is known: leave "
-                "it out"
-            )
 
 
 def _check_streams(options: DataOptions, streams: Sequence[StreamSpec] | None) -> None:

@@ -69,7 +69,7 @@ class HeldOut:
             wanted: the splits of this list that are asked for; nothing is held out unless train or
                 val is.
             targets: class of each sample of the list.
-            groups: its group; an empty name is a group of its own.
+            groups: group of each, as for :meth:`draw`.
             report: takes the line.
         """
         if not {TRAIN, VAL} & set(wanted):
@@ -83,9 +83,8 @@ class HeldOut:
 def leak(groups: Sequence[str], held_out: np.ndarray) -> float:
     """Return the share of the held-out samples whose group is in training too.
 
-    Args:
-        groups: group of each of the N samples; an empty name is a group of its own.
-        held_out: which samples are held out, shape (N,), bool, one or more of them.
+    ``groups`` are those of the N samples, an empty name being a group of its own, ``held_out``
+    says which are held out, shape (N,), bool, one or more of them.
     """
     training = {group for group, out in zip(groups, held_out, strict=True) if group and not out}
     validation = [group for group, out in zip(groups, held_out, strict=True) if out]
