@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
@@ -203,14 +204,6 @@ def _report_other_classes(wanted: Sequence[str], scenes: Sequence[Sample], repor
         )
 
 
-class _Shot(NamedTuple):
-    """One of a series of single pictures; those at most ``reach`` apart may show one room."""
-
-    series: str
-    position: int
-    reach: int
-
-
 def scene_groups(folders: Sequence[str], labels: Sequence[str]) -> list[str]:
     """Name the group of each folder; folders of one room share it as far as names tell.
 
@@ -226,38 +219,21 @@ def scene_groups(folders: Sequence[str], labels: Sequence[str]) -> list[str]:
         folders: relative to SUNRGBD, with forward slashes.
         labels: class of each.
     """
-    groups = [_recording(folder) or folder for folder in folders]
-    shots = {i: shot for i, folder in enumerate(folders) if (shot := _shot(folder)) is not None}
-    order = sorted(shots, key=lambda i: (shots[i].series, labels[i], shots[i].position))
-    for before, i in pairwise(order):
-        a, b = shots[before], shots[i]
-        near = a.series == b.series and b.position - a.position <= b.reach
-        if near and labels[before] == labels[i]:
-            groups[i] = groups[before]
+    groups, shots = list(folders), []
+    for i, folder in enumerate(folders):
+        if found := _PLACE.match(folder):
+            groups[i] = found[1]
+        elif found := _VIDEO.match(folder):
+            groups[i] = found[1] + found[2]
+        elif found := _NUMBERED.match(folder):
+            shots.append((found[1], labels[i], int(found[2]), _NEXT_NUMBER, i))
+        elif found := _TIMED.match(folder):
+            with suppress(ValueError):  # Six numbers that are no date.
+                year, month, day, *time = map(int, found.groups()[1:])
+                moment = datetime(year, month, day, *time, tzinfo=timezone.utc)
+                shots.append((found[1], labels[i], int(moment.timestamp()), _SAME_VISIT_S, i))
+    for a, b in pairwise(sorted(shots)):
+        (*series, before, _, first), (*of_next, position, reach, second) = a, b
+        if series == of_next and position - before <= reach:
+            groups[second] = groups[first]
     return groups
-
-
-def _recording(folder: str) -> str | None:
-    if found := _PLACE.match(folder):
-        return found[1]
-    if found := _VIDEO.match(folder):
-        return found[1] + found[2]
-    return None
-
-
-def _shot(folder: str) -> _Shot | None:
-    if _recording(folder) is not None:
-        return None
-    if found := _NUMBERED.match(folder):
-        return _Shot(found[1], int(found[2]), _NEXT_NUMBER)
-    if found := _TIMED.match(folder):
-        return _timed(found[1], [int(part) for part in found.groups()[1:]])
-    return None
-
-
-def _timed(series: str, parts: Sequence[int]) -> _Shot | None:
-    try:
-        moment = datetime(*parts, tzinfo=timezone.utc)  # type: ignore[arg-type, misc]
-    except ValueError:  # Six numbers that are no date.
-        return None
-    return _Shot(series, int(moment.timestamp()), _SAME_VISIT_S)
