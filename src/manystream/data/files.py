@@ -142,19 +142,11 @@ def table_of_files(
     no_image: str,
     held_out: HeldOut | None = None,
 ) -> SampleTable:
-    """Make the table of samples whose images are files.
+    """Make the table of samples whose images are files below ``root``, as their cells say.
 
-    A stream that is given by its name is described by its files in the first sample's split.
-
-    Args:
-        samples: one or more, in order; their cells are paths relative to ``root``.
-        root: the folder of the files.
-        streams: as above.
-        available: names of all streams that the data has.
-        classes: class names.
-        hints: what the user says about streams.
-        no_image: what to say of a stream without a file, which is called ``<stream>`` in it.
-        held_out: how val was held out, if there is one.
+    A stream that is given by its name is described by its files in the first sample's split. Streams are
+    chosen among those ``available``. ``no_image`` is what to say of one without a file, which is
+    called ``<stream>`` in it.
 
     Raises:
         ValueError: if there is no image to describe a stream by, or the hints do not fit.

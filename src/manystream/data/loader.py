@@ -142,8 +142,7 @@ class StreamLoader(DataLoader[StreamBatch]):
         dataset: what to read.
         sampler: which samples make a batch, and which of their streams to read.
         num_workers: processes, or threads, that read; 0 reads in the caller's.
-        device: where batches are prepared after they are read, without a number the current one of
-            its kind; None prepares them where they are read.
+        device: where batches are prepared; None prepares them where they are read.
     """
 
     def __init__(
@@ -214,11 +213,7 @@ def make_loader(
 ) -> StreamLoader:
     """Feed a data set in compact batches; shuffled ones leave a smaller last batch out.
 
-    Args:
-        dataset: the samples, and how they are prepared.
-        options: size of the batches, and workers.
-        shuffle: whether the order is drawn anew each epoch.
-        accelerator: where the network runs, by Lightning's names.
+    ``accelerator`` says where the network runs, by Lightning's names.
     """
     sampler = StreamBatchSampler(
         dataset.source.present,

@@ -284,14 +284,9 @@ def _with_files(
 
 
 def checked_file(folder: Path, cell: str) -> str:
-    """Follow a manifest's path to the file it names.
+    """Follow a path as written to the file it names, below the manifest's folder.
 
-    Args:
-        folder: the manifest's folder, with links resolved.
-        cell: as written, relative to the folder or absolute.
-
-    Returns:
-        The file relative to the folder, with links resolved.
+    Both the folder and the file returned, which is relative to it, have their links resolved.
 
     Raises:
         ValueError: if the file is outside the folder, also by ``..`` or a link; or if it is

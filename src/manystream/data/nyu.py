@@ -61,17 +61,12 @@ def nyu(
     """List the labelled frames of NYU Depth v2; depth is in metres.
 
     "test" is the official one; "val" is held out of the official training split by room, "train" is
-    the rest, "trainval" both. What is not named here is as in :mod:`manystream.data.files`.
+    the rest, "trainval" both; train, val and test by default.
 
-    Args:
-        root: nyu_depth_v2_labeled.mat or its folder, with splits.mat beside it.
-        splits: those to list; train, val and test by default.
-        streams: "rgb", "depth" or both, in order.
-        depth: ``"filled"`` (depths) or ``"raw"`` (rawDepths).
-        num_classes: 10, the nine common scene types and the others as one, or all 27 types.
-        held_out: how "val" is held out.
-        on_error: what a frame of an unknown scene type does.
-        report: as there.
+    ``root`` is nyu_depth_v2_labeled.mat or its folder, with splits.mat beside it; ``depth`` is
+    ``"filled"`` (depths) or ``"raw"`` (rawDepths); ``num_classes`` is 10, the nine common scene
+    types and the others as one, or all 27 types. Other arguments are as in
+    :mod:`manystream.data.files`; bad input is a frame of an unknown scene type.
 
     Raises:
         ValueError: if a file is missing, saying where to get it and where it is expected, or

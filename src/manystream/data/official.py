@@ -33,16 +33,9 @@ def official_table(
 ) -> SampleTable:
     """Make the table of a data set that comes with a list for training and one for test.
 
-    Args:
-        listed: called with the name of a list and the splits that it is wanted for; gives its
-            samples, without a split yet.
-        lists: names of both lists. "train" and "val" are parts of the first, "trainval" all of it.
-        columns: RGB and depth, without cells.
-        classes: class names.
-        splits: those to list; train, val and test by default.
-        streams: "rgb", "depth" or both, in order.
-        held_out: how "val" is held out.
-        report: takes the line about what is held out.
+    "train" and "val" are parts of the first of the two lists, "trainval" is all of it. ``listed``
+    is called with the name of a list and the splits that it is wanted for, and gives its samples,
+    without a split yet; the columns are RGB and depth, without cells.
 
     Raises:
         ValueError: if there is no split or stream of a name.

@@ -92,15 +92,11 @@ def leak(groups: Sequence[str], held_out: np.ndarray) -> float:
 
 
 def random_leak(groups: Sequence[str], num_held_out: int) -> float:
-    r"""Return the :func:`leak` to expect if single samples were held out at random.
+    r"""Return the :func:`leak` to expect if n single samples were held out at random.
 
     A sample of a group of g does not leak if the g − 1 others are held out with it:
 
     .. math:: 1 - \frac1N \sum_i \binom{N - g_i}{n - g_i} \Big/ \binom{N - 1}{n - 1}
-
-    Args:
-        groups: group of each of the N samples; an empty name is a group of its own.
-        num_held_out: samples to hold out, n, from 1 to N.
 
     Example:
         >>> leaked = random_leak(["a", "a", "b", "b"], 2)  # 1 of the 3 others must be drawn too

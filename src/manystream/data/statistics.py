@@ -31,13 +31,9 @@ class StreamStatistics:
 
 
 def image_moments(pixels: np.ndarray, spec: StreamSpec) -> np.ndarray:
-    """Return count, mean and sum of squared deviations of each channel, (3, C), float64.
+    """Return count, mean and sum of squared deviations of an image's channels, (3, C), float64.
 
-    In a ``"depth"`` stream only readings count: finite and above 0.
-
-    Args:
-        pixels: one image, shape (H, W, C).
-        spec: its stream.
+    Pixels are (H, W, C). In a ``"depth"`` stream only readings count: finite and above 0.
     """
     moments = []
     for values in np.moveaxis(pixels, -1, 0).reshape(pixels.shape[-1], -1).astype(np.float64):
@@ -49,13 +45,9 @@ def image_moments(pixels: np.ndarray, spec: StreamSpec) -> np.ndarray:
 
 
 def pooled(moments: Iterable[np.ndarray], num_channels: int) -> StreamStatistics:
-    """Return the statistics of all images' pixels together.
+    """Return the statistics of all images' pixels together, from the moments of each.
 
     The mean is 0 and the deviation 1 where nothing was counted; a constant's deviation is 1.
-
-    Args:
-        moments: of each image, as :func:`image_moments` gives them.
-        num_channels: number of channels C.
     """
     count, mean, m2 = reduce(_merge, moments, np.zeros((3, num_channels)))
     std = np.sqrt(m2 / np.maximum(count, 1))

@@ -87,18 +87,13 @@ def sun_rgbd(
     """List the scenes of SUN RGB-D's 19 classes; depth is in metres.
 
     "test" is the official one; "val" is held out of the official training split by room, "train" is
-    the rest, "trainval" both. A stream whose folder holds no file is absent. What is not named here
-    is as in :mod:`manystream.data.files`.
+    the rest, "trainval" both; train, val and test by default. A stream whose folder holds no file
+    is absent.
 
-    Args:
-        root: the folder SUNRGBD, or the one that it and SUNRGBDtoolbox were unpacked in.
-        splits: those to list; train, val and test by default.
-        streams: "rgb", "depth" or both, in order.
-        depth: ``"filled"`` (depth_bfx) or ``"raw"`` (depth).
-        held_out: how "val" is held out.
-        max_pixels: as there.
-        on_error: what a folder does that is missing, has no label or two files in a stream.
-        report: as there.
+    ``root`` is the folder SUNRGBD, or the one that it and SUNRGBDtoolbox were unpacked in, ``depth``
+    is ``"filled"`` (depth_bfx) or ``"raw"`` (depth). Other arguments are as in
+    :mod:`manystream.data.files`; bad input is a folder that is missing, has no label or two files
+    in a stream.
 
     Raises:
         ValueError: if the tree or the toolbox is missing, saying where to get it and where it is
@@ -214,10 +209,6 @@ def scene_groups(folders: Sequence[str], labels: Sequence[str]) -> list[str]:
     - ``realsense`` and what else has a date and a time: pictures of one camera with the same label,
       each less than a minute after the one before it.
     - Anything else: its own.
-
-    Args:
-        folders: relative to SUNRGBD, with forward slashes.
-        labels: class of each.
     """
     groups, shots = list(folders), []
     for i, folder in enumerate(folders):
@@ -229,8 +220,8 @@ def scene_groups(folders: Sequence[str], labels: Sequence[str]) -> list[str]:
             shots.append((found[1], labels[i], int(found[2]), _NEXT_NUMBER, i))
         elif found := _TIMED.match(folder):
             with suppress(ValueError):  # Six numbers that are no date.
-                year, month, day, *time = map(int, found.groups()[1:])
-                moment = datetime(year, month, day, *time, tzinfo=timezone.utc)
+                moment = datetime.strptime(" ".join(found.groups()[1:]), "%Y %m %d %H %M %S")
+                moment = moment.replace(tzinfo=timezone.utc)
                 shots.append((found[1], labels[i], int(moment.timestamp()), _SAME_VISIT_S, i))
     for a, b in pairwise(sorted(shots)):
         (*series, before, _, first), (*of_next, position, reach, second) = a, b

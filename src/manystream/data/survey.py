@@ -100,12 +100,8 @@ def unusable(table: SampleTable, looks: Looks, *, same_view: bool = False) -> di
     """Return the images that cannot be used, and why.
 
     Besides those that cannot be read or do not fit their stream, images with another dtype than
-    most of their stream, and those of samples that cannot show the same view.
-
-    Args:
-        table: the samples.
-        looks: what was seen of them.
-        same_view: whether the images of a sample are all unusable if they differ in aspect ratio.
+    most of their stream; and with ``same_view`` all images of a sample that differ in aspect ratio,
+    so cannot show the same view.
     """
     found = {image: look.problem for image, look in looks.items() if look.problem}
     found |= other_dtypes(table, looks)
@@ -150,16 +146,11 @@ def mixed_views(looks: Looks) -> dict[Image, str]:
 def statistics(
     table: SampleTable, looks: Looks, samples: Iterable[int] | None = None
 ) -> tuple[StreamStatistics, ...]:
-    """Return each stream's mean and standard deviation over images, whatever their order.
+    """Return each stream's mean and standard deviation over what was seen of some samples, or all.
 
     In a ``"depth"`` stream only readings count: finite and above 0. Where nothing could be counted
-    the mean is 0 and the deviation 1.
-
-    Args:
-        table: the samples.
-        looks: what was seen of them.
-        samples: numbers of those that count; all by default. An image counts where the table has
-            it: take unusable ones out first.
+    the mean is 0 and the deviation 1. An image counts where the table has it: take unusable ones
+    out first.
     """
     counted = set(range(len(table)) if samples is None else samples)
     moments: list[list[np.ndarray]] = [[] for _ in table.columns]

@@ -36,17 +36,17 @@ _MOST_FOR_EACH_PIXEL = 8
 
 @dataclass(frozen=True, eq=False)
 class RawBatch:
-    """Images as stored, and what was drawn for them.
+    """Images as stored, and what was drawn for them; samples are in the caller's order.
 
     Attributes:
         images: the present rows of each stream in their stored dtype and in sorted order: B_m of
             (H, W, C) as they were read, or one (B_m, H, W, C).
         frames: where each image is to be cut, and whether it is to be flipped, shape (B_m, 5):
             top, bottom, left, right, 0 or 1; None where all are taken as they are.
-        draws: what was drawn for each sample, in the caller's order.
+        draws: what was drawn for each sample.
         presence: who has which stream.
-        target: of each sample, in the caller's order.
-        ids: name of each sample, in the caller's order, for messages.
+        target: of each sample.
+        ids: name of each sample, for messages.
     """
 
     images: tuple[Tensor | list[Tensor], ...]

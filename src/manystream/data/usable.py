@@ -83,12 +83,7 @@ def look_over(
 ) -> Usable:
     """Look at every image once; take out what cannot be used, unless it is to stop the run.
 
-    Args:
-        table: the samples.
-        splits: those to give statistics of.
-        problems: what bad input does.
-        same_view: whether the images of a sample are unusable if they differ in aspect ratio.
-        progress: as for :func:`usable_samples`.
+    The arguments are those of :func:`usable_samples`; ``splits`` are those to give statistics of.
     """
     looks = look_at(table, progress=progress)
     bad = unusable(table, looks, same_view=same_view)

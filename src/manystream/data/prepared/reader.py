@@ -82,12 +82,7 @@ def _samples(
 ) -> list[Sample]:
     """List the samples of a split; a cell is the number of this part and a row of its file.
 
-    Args:
-        part: its number.
-        index: what is in it.
-        numbers: numbers of the streams that are used, by name.
-        classes: the only ones that samples may be of.
-        folder: what messages are about.
+    ``numbers`` are those of the streams that are used, ``classes`` the only ones that there may be.
     """
     present = np.array([list(map(int, word)) for word in index["present"]], bool)
     if not present[:, list(numbers.values())].any():
