@@ -144,9 +144,9 @@ def table_of_files(
 ) -> SampleTable:
     """Make the table of samples whose images are files below ``root``, as their cells say.
 
-    A stream that is given by its name is described by its files in the first sample's split. Streams are
-    chosen among those ``available``. ``no_image`` is what to say of one without a file, which is
-    called ``<stream>`` in it.
+    A stream that is given by its name, one of those ``available``, is described by its files in the
+    first sample's split; ``no_image`` is what to say of one without a file, which is called
+    ``<stream>`` in it.
 
     Raises:
         ValueError: if there is no image to describe a stream by, or the hints do not fit.

@@ -90,8 +90,8 @@ def sun_rgbd(
     the rest, "trainval" both; train, val and test by default. A stream whose folder holds no file
     is absent.
 
-    ``root`` is the folder SUNRGBD, or the one that it and SUNRGBDtoolbox were unpacked in, ``depth``
-    is ``"filled"`` (depth_bfx) or ``"raw"`` (depth). Other arguments are as in
+    ``root`` is the folder SUNRGBD, or the one that it and SUNRGBDtoolbox were unpacked in;
+    ``depth`` is ``"filled"`` (depth_bfx) or ``"raw"`` (depth). Other arguments are as in
     :mod:`manystream.data.files`; bad input is a folder that is missing, has no label or two files
     in a stream.
 
