@@ -105,11 +105,7 @@ def check(
         found += _duplicates(seen)
         everything += seen
         groups[name] = Counter(part.groups or ())
-        summaries[name] = {
-            "samples": len(part),
-            "images": len(seen),
-            "absent": part.absences(),
-        }
+        summaries[name] = {"samples": len(part), "images": len(seen), "absent": part.absences()}
     found += _leaks(everything, groups)
     return Findings(summaries, tuple(sorted(found, key=lambda finding: not finding.harmful)))
 

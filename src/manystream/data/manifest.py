@@ -65,10 +65,17 @@ def manifest(
         raise ValueError(
             f"no row of {path} is of split {TRAIN!r}; there are {', '.join(there) or 'none'}"
         )
-    known = classes or _training_classes(rows, path)
+    trained = sorted({row.sample.label for row in rows if row.sample.split == TRAIN})
+    if len(trained) < 2 and not classes:
+        raise ValueError(
+            f"{path} has one class only to train on, {trained[0]!r}; expected two or more"
+        )
+    known = classes or trained
     held_out = None if VAL in there else held_out or HeldOut()
     if held_out is not None:
-        rows = _divided(rows, splits or (TRAIN, VAL), held_out, report)
+        samples = [row.sample for row in rows]
+        samples = held_out.divide(samples, trained, splits or (TRAIN, VAL), report)
+        rows = [row._replace(sample=x) for row, x in zip(rows, samples, strict=True)]
     rows = _of_splits(rows, splits, path, None if held_out else report)
     rows = _settled("rows of unknown classes", rows, partial(_untaught, classes=known), problems)
     folder = path.resolve().parent
@@ -210,31 +217,6 @@ def _settled(
     found = [Problem(row.where, reason) for row, reason in reasons if reason]
     problems.settle(what, found, "are left out")
     return [row for row, reason in reasons if not reason]
-
-
-def _training_classes(rows: Sequence[Row], path: Path) -> list[str]:
-    classes = sorted({row.sample.label for row in rows if row.sample.split == TRAIN})
-    if len(classes) < 2:
-        raise ValueError(
-            f"{path} has one class only to train on, {classes[0]!r}; expected two or more"
-        )
-    return classes
-
-
-def _divided(
-    rows: Sequence[Row], wanted: Sequence[str], held_out: HeldOut, report: Report
-) -> list[Row]:
-    """Hold val out of the rows of train."""
-    train = [row.sample for row in rows if row.sample.split == TRAIN]
-    number = {label: i for i, label in enumerate(sorted({x.label for x in train}))}
-    targets = [number[x.label] for x in train]
-    names = iter(held_out.divide(wanted, targets, [x.group for x in train], report))
-    return [
-        row._replace(sample=row.sample._replace(split=next(names)))
-        if row.sample.split == TRAIN
-        else row
-        for row in rows
-    ]
 
 
 def _of_splits(

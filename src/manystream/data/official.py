@@ -45,13 +45,13 @@ def official_table(
     for split in splits:
         if split not in (known := (TRAIN, VAL, TRAINVAL, TEST)):
             raise ValueError(f"split={split!r} is none of these data; expected {', '.join(known)}")
-        wanted.setdefault(lists[split == TEST], []).append(split)
-    samples: list[Sample] = []
-    for name, of_list in wanted.items():
-        found = listed(name, of_list)
-        targets = [classes.index(sample.label) for sample in found]
-        names = held_out.divide(of_list, targets, [sample.group for sample in found], report)
-        samples += [x._replace(split=split) for x, split in zip(found, names, strict=True)]
+        wanted.setdefault(TEST if split == TEST else TRAIN, []).append(split)
+    samples = [
+        sample._replace(split=part)
+        for part, of_part in wanted.items()
+        for sample in listed(lists[part == TEST], of_part)
+    ]
+    samples = held_out.divide(samples, classes, splits, report)
     table = SampleTable.of(samples, columns, classes, held_out)
     rows = sorted({row for split in splits for row in table.rows(split)})
     return table.select(rows).with_streams(names_of(streams, (RGB, METRES)))

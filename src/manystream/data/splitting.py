@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import lgamma
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from manystream.data.problems import Report
+
+if TYPE_CHECKING:
+    from manystream.data.table import Sample
 
 TRAIN, VAL, TRAINVAL, TEST = "train", "val", "trainval", "test"
 """Splits of data sets that come with training and test only; val is held out of training, and
@@ -56,28 +60,25 @@ class HeldOut:
 
     def divide(
         self,
+        samples: Sequence[Sample],
+        classes: Sequence[str],
         wanted: Sequence[str],
-        targets: Sequence[int],
-        groups: Sequence[str],
         report: Report,
-    ) -> list[str]:
-        """Name the split of each sample of an official list, val being held out of training.
+    ) -> list[Sample]:
+        """Hold val out of the samples of train, if one of these splits is wanted.
 
         Says how much of validation training would have seen, and would have with a random draw.
-
-        Args:
-            wanted: the splits of this list that are asked for; nothing is held out unless train or
-                val is.
-            targets: class of each sample of the list.
-            groups: group of each, as for :meth:`draw`.
-            report: takes the line.
+        ``classes`` are those that samples of train may be of.
         """
         if not {TRAIN, VAL} & set(wanted):
-            return [TEST if TEST in wanted else TRAIN] * len(targets)
-        held_out = self.draw(targets, groups)
+            return list(samples)
+        train = [x for x in samples if x.split == TRAIN]
+        groups = [x.group for x in train]
+        held_out = self.draw([classes.index(x.label) for x in train], groups)
         if VAL in wanted:
             report(_said(groups, held_out))
-        return [VAL if out else TRAIN for out in held_out]
+        names = iter([VAL if out else TRAIN for out in held_out])
+        return [x._replace(split=next(names)) if x.split == TRAIN else x for x in samples]
 
 
 def leak(groups: Sequence[str], held_out: np.ndarray) -> float:

@@ -17,10 +17,16 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from manystream.batch import StreamBatch
-from manystream.data.augmentation import Draw
-from manystream.data.photometry import disturb_depth, jitter_color
-from manystream.data.preprocessing import Preprocessing, as_tensor, normalise, resize
-from manystream.data.resampling import Size, channels_first, crop_resize
+from manystream.data.augmentation import Draw, disturb_depth, jitter_color
+from manystream.data.preprocessing import (
+    Preprocessing,
+    Size,
+    as_tensor,
+    channels_first,
+    crop_resize,
+    normalise,
+    resize,
+)
 from manystream.data.streams import StreamSpec
 from manystream.presence import Presence, upload
 

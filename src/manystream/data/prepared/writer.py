@@ -22,8 +22,7 @@ from manystream.data.prepared.layout import (
     write_index,
     write_marker,
 )
-from manystream.data.preprocessing import resize
-from manystream.data.resampling import Size
+from manystream.data.preprocessing import Size, resize
 from manystream.data.statistics import StreamStatistics
 from manystream.data.streams import StreamSpec
 from manystream.data.survey import Progress
@@ -107,11 +106,7 @@ class _RowWriter(Dataset[int | ValueError]):
     """
 
     def __init__(
-        self,
-        table: SampleTable,
-        arrays: Sequence[StreamArray],
-        folder: Path,
-        size: Size | None,
+        self, table: SampleTable, arrays: Sequence[StreamArray], folder: Path, size: Size | None
     ) -> None:
         self.table = table
         self.arrays = arrays
