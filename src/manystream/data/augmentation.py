@@ -177,11 +177,8 @@ def _draw_depth(augmentation: Augmentation, rng: np.random.Generator) -> DepthDr
 def jitter_color(images: Tensor, factors: Tensor) -> Tensor:
     """Multiply brightness, then contrast, then saturation; values stay within 0 and 255.
 
-    Contrast blends with the image's mean grey, saturation with each pixel's grey.
-
-    Args:
-        images: shape (B, C, H, W), floating point.
-        factors: of brightness, contrast and saturation, shape (B, 3).
+    Contrast blends with the image's mean grey, saturation with each pixel's grey. Images are
+    (B, C, H, W), floating point; the factors of the three, (B, 3).
     """
     brightness, contrast, saturation = factors[:, :, None, None, None].unbind(1)
     images = (images * brightness).clamp_(0, 255)
@@ -194,10 +191,8 @@ def jitter_color(images: Tensor, factors: Tensor) -> Tensor:
 def disturb_depth(depth: Tensor, draws: Sequence[DepthDraw | None], stream: int) -> Tensor:
     """Scale depth, make it noisy and take readings away; what is no reading stays none.
 
-    Args:
-        depth: shape (B, C, H, W), floating point; a reading is above 0, and 0 in the holes.
-        draws: what happens to each of the B samples.
-        stream: number of the stream, so that two depth cameras have noise of their own.
+    Depth is (B, C, H, W), floating point; a reading is above 0, and 0 in the holes. The number of
+    the stream gives two depth cameras noise of their own.
     """
     drawn = [DepthDraw() if d is None else d for d in draws]
     depth = depth * _column([d.scale for d in drawn], depth)
@@ -210,12 +205,8 @@ def disturb_depth(depth: Tensor, draws: Sequence[DepthDraw | None], stream: int)
 def normal_noise(seeds: Sequence[int], stream: int, like: Tensor) -> Tensor:
     """Nearly normal numbers that depend on seed, stream and pixel alone, not on the device.
 
-    The sum of four uniform 16-bit numbers: mean 0, deviation 1, never beyond 3.47.
-
-    Args:
-        seeds: one for each of B samples, below 2²⁴.
-        stream: number of the stream.
-        like: gives the shape (B, C, H, W), the dtype and the device.
+    The sum of four uniform 16-bit numbers: mean 0, deviation 1, never beyond 3.47. Seeds, one for
+    each of B samples, are below 2²⁴; shape (B, C, H, W), dtype and device are those of ``like``.
     """
     first = upload(torch.tensor([(stream << 56) + (seed << 32) for seed in seeds]), like.device)
     bits = first[:, None] + torch.arange(like[0].numel(), device=like.device)

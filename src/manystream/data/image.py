@@ -179,17 +179,11 @@ def _with_channels(pixels: np.ndarray) -> np.ndarray:
 
 
 def read_bands(path: Path, check_size: Callable[[tuple[int, ...]], None]) -> np.ndarray | None:
-    """Read every band of a TIFF file's first image as stored, if Pillow would lose some of it.
+    """Read every band of a TIFF file's first image as stored; None if Pillow reads all of it.
 
-    It would if the image goes on over several pages, if colours have more than 8 bits, or if there
-    are samples that are neither grey, colours nor transparency, which is dropped.
-
-    Args:
-        path: the file.
-        check_size: called with height and width before anything is decoded.
-
-    Returns:
-        Shape (H, W, C), with the file's dtype; None if Pillow reads all of it.
+    Pillow would not if the image goes on over several pages, if colours have more than 8 bits, or
+    if there are samples that are neither grey, colours nor transparency, which is dropped. The
+    result is (H, W, C); ``check_size`` gets height and width before anything is decoded.
 
     Raises:
         ValueError: if the file is cut off, or its pixels are not what was written.

@@ -34,11 +34,7 @@ _PREFETCHED_PER_THREAD = 2
 class StreamDataset(Dataset[RawBatch]):
     """A table read by whole batches; a blanked or absent image is never read.
 
-    Args:
-        source: the samples; of an :class:`ArrayTable` a stream is read at a time.
-        preprocessing: how images are to be prepared.
-        augmentation: how samples are varied; None takes them as they are.
-        seed: with epoch and sample number, the seed of what is drawn for a sample.
+    Samples are varied as ``augmentation`` says, drawn by ``seed``, epoch and the sample's number.
     """
 
     def __init__(

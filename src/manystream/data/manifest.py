@@ -102,12 +102,9 @@ def is_manifest(root: Path) -> bool:
 
 
 class Row(NamedTuple):
-    """A row of a manifest.
+    """A row of a manifest: its line, for messages, and why it cannot be used, if it cannot.
 
-    Attributes:
-        where: the manifest and the line, for messages.
-        sample: what it says, without an id yet; its cells are paths as written.
-        problem: why the row cannot be used; empty if it can.
+    The sample has no id yet, and its cells are paths as written.
     """
 
     where: str

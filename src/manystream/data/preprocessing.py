@@ -100,12 +100,9 @@ def as_tensor(image: np.ndarray) -> Tensor:
 
 
 def normalise(images: Tensor, spec: StreamSpec, statistics: StreamStatistics) -> Tensor:
-    """Give images mean 0 and deviation 1; depth without a reading is exactly 0.
+    """Give images, (…, C, H, W), floating point, mean 0 and deviation 1 in each channel.
 
-    Args:
-        images: shape (C, H, W) or (B, C, H, W), floating point.
-        spec: their stream.
-        statistics: mean and standard deviation per channel.
+    Depth without a reading is exactly 0.
     """
     mean, std = _columns(statistics, images.device)
     if spec.kind != "depth":

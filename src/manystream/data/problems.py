@@ -32,15 +32,14 @@ class Problems:
     report: Report = print
 
     def settle(self, what: str, problems: Sequence[Problem], skipped: str) -> None:
-        """Stop, or tell and go on, if there are problems of a kind.
+        """Stop with a ValueError, or tell and go on, if there are problems of a kind.
+
+        The first few are named, and all counted.
 
         Args:
             what: the kind, in the plural, for example ``"unreadable images"``.
             problems: all of them.
             skipped: what becomes of them if they are skipped, for example ``"count as absent"``.
-
-        Raises:
-            ValueError: if they are to stop the run; it names the first few, and their number.
         """
         if not problems:
             return

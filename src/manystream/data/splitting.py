@@ -43,10 +43,7 @@ class HeldOut:
             groups: group of each; an empty name is a group of its own.
 
         Returns:
-            Which samples are held out, shape (N,), bool.
-
-        Raises:
-            ValueError: if that leaves nothing to train or nothing to validate on.
+            Which samples are held out, shape (N,), bool; one or more, and not all of them.
         """
         counts, member = _count(targets, groups)
         chosen = _choose(counts, self.share, np.random.default_rng(self.seed))

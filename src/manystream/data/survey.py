@@ -65,13 +65,8 @@ def look_at(
 ) -> dict[Image, Look]:
     """Read every present image once, in threads, but for those that were seen before.
 
-    Args:
-        table: the samples.
-        limit: look at this many samples only, evenly spaced over the table.
-        progress: called after each image that is read with the number done and the number to do.
-
-    Raises:
-        ValueError: if ``limit`` is below 1.
+    ``limit`` is how many samples are looked at, evenly spaced over the table; all by default.
+    ``progress`` is called after each image that is read with the number done and the number to do.
     """
     images = _present_images(table, limit)
     file = _cache_file(table)

@@ -31,7 +31,7 @@ Table = TypeVar("Table", bound="SampleTable")
 
 
 class Storage(Protocol):
-    """Where the images of a stream are kept."""
+    """Where the images of a stream are kept: what a column's cells stand for."""
 
     @property
     def root(self) -> Path | None:
@@ -58,8 +58,7 @@ class Sample(NamedTuple):
         id: a name for it.
         cells: what stands for its images, by the name of a stream; streams that it lacks may miss.
         label: name of its class; empty where nothing is labelled.
-        split: name of its split.
-        group: recording or room that it shows; empty if that is unknown.
+        split, group: as in :class:`SampleTable`; empty if unknown.
     """
 
     id: str
@@ -142,7 +141,7 @@ class SampleTable:
     ) -> Table:
         """Make a table of samples, with columns that have no cells yet.
 
-        ``held_out`` is how val was held out, if there is one; without classes, targets are 0.
+        ``held_out`` is kept if there is a split val; without classes, targets are 0.
         """
         number = {name: i for i, name in enumerate(classes)} or {"": 0}
         return cls(
@@ -278,15 +277,9 @@ class ArrayTable(SampleTable):
     """A table whose images are rows of arrays, so that those of many samples are read at once."""
 
     def read_many(self, indices: Sequence[int], stream: int, *, pinned: bool = False) -> Tensor:
-        """Read a stream of several samples that have it; several threads may do so at a time.
+        """Read a stream of samples that have it, (K, H, W, C), with the values as stored.
 
-        Args:
-            indices: numbers of the samples.
-            stream: number of the stream.
-            pinned: whether to read into page-locked memory, which a GPU copies by itself.
-
-        Returns:
-            Shape (K, H, W, C), with the values as stored.
+        Several threads may do so at a time; ``pinned`` memory is copied by a GPU itself.
         """
         cells = [self._cell(i, stream) for i in indices]
         storage: Any = self.columns[stream].storage

@@ -40,7 +40,7 @@ def usable_samples(
     report: Report = print,
     progress: Progress | None = None,
 ) -> Usable:
-    """Look at every image of a table once, and take out what cannot be used.
+    """Look at every image of some splits once, and take out what cannot be used.
 
     Args:
         table: the samples.
@@ -49,8 +49,7 @@ def usable_samples(
         trained: whether this is for a model that is trained already: streams and classes that do
             not seem to fit together are then told only.
         report: takes lines about absent and unusable images.
-        progress: called with how many images have been looked at and how many there are, for those
-            that are not known from an earlier run.
+        progress: as for :func:`manystream.data.survey.look_at`.
 
     Raises:
         ValueError: if there is bad input and ``on_error`` is ``"raise"``.

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset
 
+from manystream.data.loader import prefetch
 from manystream.data.prepared.layout import (
     PARTIAL_SUFFIX,
     StreamArray,
@@ -51,7 +51,7 @@ def prepare_split(
         split: name of the split.
         size: height and width to resize to; None keeps images as they are, which then must have
             one size in each stream.
-        num_workers: processes that read; 0 reads in this one.
+        num_workers: threads that read and write; 0 does so in the caller's.
         progress: called with how many images are written and how many there are.
 
     Returns:
@@ -86,62 +86,61 @@ def prepare_split(
             f"{free / 2**30:.2f} GiB left; make room, or name a smaller size"
         )
     try:
-        writer = _RowWriter(table, arrays, partial, size)
-        checksums = _write(writer, partial, num_workers, progress)
+        partial.mkdir()
+        checksums = _write_rows(table, arrays, partial, size, num_workers, progress)
         write_index(partial, {**index, "checksums": checksums})
-        for path in [*writer.files, partial]:
+        for path in [*partial.iterdir(), partial]:
             _sync(path)
         partial.rename(final)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    except OSError as error:
+        what = f"cannot write the prepared set: {error}; mend that and try again"
+        raise ValueError(what) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # What is not whole by now.
     _sync(root)
     return final
 
 
-class _RowWriter(Dataset[int | ValueError]):
-    """Reads an image, writes it where it belongs, and gives its CRC-32.
+def _write_rows(
+    table: SampleTable,
+    arrays: Sequence[StreamArray],
+    folder: Path,
+    size: Size | None,
+    num_threads: int,
+    progress: Progress | None,
+) -> list[list[int]]:
+    """Write the images of every stream, and return the CRC-32 of each."""
 
-    An error is handed over, not raised, since a worker's exception arrives as a traceback.
-    """
-
-    def __init__(
-        self, table: SampleTable, arrays: Sequence[StreamArray], folder: Path, size: Size | None
-    ) -> None:
-        self.table = table
-        self.arrays = arrays
-        self.files = [array.path(folder, m) for m, array in enumerate(arrays)]
-        self.size = size
-        self.rows = [
-            (m, row, sample)
-            for m in range(len(self.files))
-            for row, sample in enumerate(table.present[:, m].nonzero().flatten().tolist())
-        ]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, number: int) -> int | ValueError:
-        stream, row, sample = self.rows[number]
-        try:
-            image = self._read(sample, stream)
-            write_row(self.files[stream], self.arrays[stream], row, image)
-            return checksum(image)
-        except ValueError as error:
-            return error
-        except OSError as error:
-            return ValueError(f"cannot write the prepared set: {error}; mend that and try again")
-
-    def _read(self, sample: int, stream: int) -> np.ndarray:
-        array = self.arrays[stream]
-        image = _fit(self.table.read(sample, stream), array.spec, self.size)
+    def write(place: tuple[int, int, int]) -> int:
+        m, row, sample = place
+        array = arrays[m]
+        image = _fit(table.read(sample, m), array.spec, size)
         if image.shape != array.shape[1:] or image.dtype != array.dtype:
             raise ValueError(
-                f"{self.table.ids[sample]!r} of stream {array.spec.name!r} is {image.dtype} of "
+                f"{table.ids[sample]!r} of stream {array.spec.name!r} is {image.dtype} of "
                 f"shape {image.shape}; the first image of its stream is {array.dtype} of shape "
                 f"{array.shape[1:]}; name one size for all"
             )
-        return image
+        write_row(array.path(folder, m), array, row, image)
+        return checksum(image)
+
+    for m, array in enumerate(arrays):
+        with array.path(folder, m).open("wb") as file:
+            file.write(array.header)
+            # In its full length, which takes no room on disk yet.
+            file.truncate(file.tell() + array.total_bytes)
+    places = [
+        (m, row, sample)
+        for m in range(len(arrays))
+        for row, sample in enumerate(table.present[:, m].nonzero().flatten().tolist())
+    ]
+    checksums: list[list[int]] = [[] for _ in arrays]
+    written = prefetch(write, places, num_threads) if num_threads else map(write, places)
+    for done, (place, found) in enumerate(zip(places, written, strict=True), start=1):
+        checksums[place[0]].append(found)
+        if progress is not None:
+            progress(done, len(places))
+    return checksums
 
 
 def write_row(path: Path, array: StreamArray, row: int, image: np.ndarray) -> None:
@@ -150,28 +149,6 @@ def write_row(path: Path, array: StreamArray, row: int, image: np.ndarray) -> No
     with path.open("r+b") as file:
         file.seek(len(array.header) + row * image.nbytes)
         file.write(image.data)
-
-
-def _write(
-    writer: _RowWriter, folder: Path, num_workers: int, progress: Progress | None
-) -> list[list[int]]:
-    """Write all rows, and return the CRC-32 of each stream's."""
-    folder.mkdir()
-    for path, array in zip(writer.files, writer.arrays, strict=True):
-        with path.open("wb") as file:  # In its full length, which takes no room on disk yet.
-            file.write(array.header)
-            file.truncate(file.tell() + array.total_bytes)
-    checksums: list[list[int]] = [[] for _ in writer.files]
-    attempts: Iterable[int | ValueError] = DataLoader(
-        writer, batch_size=None, num_workers=num_workers
-    )
-    for done, written in enumerate(attempts):
-        if isinstance(written, ValueError):
-            raise written
-        checksums[writer.rows[done][0]].append(written)
-        if progress is not None:
-            progress(done + 1, len(writer))
-    return checksums
 
 
 def _plan(
