@@ -115,14 +115,6 @@ def test_a_look_is_kept_and_taken_again_when_the_file_changes(root):
     assert first[0, DEPTH].constant is None
 
 
-def test_a_frame_that_is_taken_away_is_absent(root):
-    source = part_of(nyu, root, "trainval")
-    remaining = source.without({(0, DEPTH), (1, RGB), (1, DEPTH)})
-    assert remaining.ids == [source.ids[0], *source.ids[2:]]
-    assert remaining.present[0].tolist() == [True, False]
-    assert remaining.present[1:].all()
-
-
 def test_missing_files_say_where_to_get_them(root):
     (root / "splits.mat").unlink()
     with pytest.raises(ValueError, match=rf"no file {root}/splits\.mat; get splits\.mat from http"):
@@ -130,11 +122,6 @@ def test_missing_files_say_where_to_get_them(root):
     (root / FILE).unlink()
     with pytest.raises(ValueError, match=rf"no file {root}/{FILE}; get .* from https://cs\.nyu"):
         part_of(nyu, root, "train")
-
-
-def test_an_unknown_split(root):
-    with pytest.raises(ValueError, match="'dev' is none of these data; expected train, val"):
-        part_of(nyu, root, "dev")
 
 
 def test_a_torn_file(root):

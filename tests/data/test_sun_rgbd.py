@@ -168,18 +168,6 @@ def test_a_split_that_leads_out_of_the_tree(root):
         part_of(sun_rgbd, root, "train")
 
 
-def drop_label(scene):
-    (scene / "scene.txt").unlink()
-
-
-def empty_label(scene):
-    (scene / "scene.txt").write_text(" \n")
-
-
-def label_not_utf8(scene):
-    (scene / "scene.txt").write_bytes(b"caf\xe9")
-
-
 def second_image(scene):
     write_image(scene / "image/1.jpg", np.zeros((*SHAPE, 3), np.uint8))
 
@@ -193,9 +181,15 @@ def link_to_itself(scene):
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (drop_label, r"NYU0003/scene\.txt: it is missing; unpack it"),
-        (empty_label, r"NYU0003/scene\.txt: its label is empty"),
-        (label_not_utf8, r"NYU0003: .*utf-8"),
+        (
+            lambda scene: (scene / "scene.txt").unlink(),
+            r"NYU0003/scene\.txt: it is missing; unpack it",
+        ),
+        (
+            lambda scene: (scene / "scene.txt").write_text(" \n"),
+            r"NYU0003/scene\.txt: its label is empty",
+        ),
+        (lambda scene: (scene / "scene.txt").write_bytes(b"caf\xe9"), r"NYU0003: .*utf-8"),
         (second_image, r"NYU0003: image holds 0000103\.jpg and 1\.jpg; expected one image"),
         (link_to_itself, r"NYU0003: .*symbolic links"),
     ],
