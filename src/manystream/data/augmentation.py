@@ -145,12 +145,12 @@ def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
 
 
 def frame_of(drawn: Draw, height: int, width: int) -> tuple[int, int, int, int, int]:
-    """Top, bottom, left and right of a drawn crop in an image's pixels, and 1 if it is flipped."""
+    """Return a drawn crop's top, bottom, left and right in pixels, and 1 if it is flipped."""
     return (*pixels(drawn.rows, height), *pixels(drawn.columns, width), int(drawn.flipped))
 
 
 def pixels(span: Span, length: int) -> tuple[int, int]:
-    """First pixel of a span, and the one after its last; never empty."""
+    """Return the first pixel of a span, and the one after its last; never none."""
     first = min(round(span.start * length), length - 1)
     return first, max(round(span.stop * length), first + 1)
 
@@ -203,7 +203,7 @@ def disturb_depth(depth: Tensor, draws: Sequence[DepthDraw | None], stream: int)
 
 
 def normal_noise(seeds: Sequence[int], stream: int, like: Tensor) -> Tensor:
-    """Nearly normal numbers that depend on seed, stream and pixel alone, not on the device.
+    """Draw nearly normal numbers that depend on seed, stream and pixel alone, not on the device.
 
     The sum of four uniform 16-bit numbers: mean 0, deviation 1, never beyond 3.47. Seeds, one for
     each of B samples, are below 2²⁴; shape (B, C, H, W), dtype and device are those of ``like``.
@@ -240,7 +240,7 @@ def _with_holes(depth: Tensor, holes: Sequence[Sequence[tuple[Span, Span]]]) -> 
 
 
 def _inside(spans: Tensor, length: int) -> Tensor:
-    """Whether a pixel's centre is in a span; from (B, K, 2) to (B, K, length)."""
+    """Tell whether a pixel's centre is in a span; from (B, K, 2) to (B, K, length)."""
     centres = (torch.arange(length, device=spans.device) + 0.5) / length
     return (centres >= spans[..., :1]) & (centres < spans[..., 1:])
 

@@ -77,7 +77,9 @@ def manifest(
         samples = held_out.divide(samples, trained, splits or (TRAIN, VAL), report)
         rows = [row._replace(sample=x) for row, x in zip(rows, samples, strict=True)]
     rows = _of_splits(rows, splits, path, None if held_out else report)
-    rows = _settled("rows of unknown classes", rows, partial(_untaught, classes=known), problems)
+    rows = _settled(
+        "rows of unknown classes", rows, partial(_not_trained_on, classes=known), problems
+    )
     folder = path.resolve().parent
     samples = _with_files(rows, names, folder, problems)
     split = samples[0].split if samples else TRAIN
@@ -201,7 +203,7 @@ def _unusable(row: Row) -> str:
     return ""
 
 
-def _untaught(row: Row, classes: Sequence[str]) -> str:
+def _not_trained_on(row: Row, classes: Sequence[str]) -> str:
     label = row.sample.label
     return "" if label in classes else f"its class {label!r} is not one that is trained on"
 

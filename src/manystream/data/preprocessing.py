@@ -66,7 +66,7 @@ class Preprocessing:
         return (both, both) if isinstance(both, int) else both
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values that JSON can hold."""
+        """Return plain values that JSON can hold."""
         return asdict(self)
 
     @classmethod
@@ -195,7 +195,7 @@ def _take_each(images: Tensor | Sequence[Tensor], frames: Tensor, size: Size) ->
 
 
 def _nearest_pixels(frames: Tensor, size: Size) -> tuple[Tensor, Tensor]:
-    """Rows, (B, height), and columns, (B, width), that the result is taken from."""
+    """Return rows, (B, height), and columns, (B, width), that the result is taken from."""
     top, bottom, left, right = frames[:, :4].unbind(1)
     rows = top[:, None] + _nearest(bottom - top, size[0])
     columns = left[:, None] + _nearest(right - left, size[1])
@@ -203,7 +203,7 @@ def _nearest_pixels(frames: Tensor, size: Size) -> tuple[Tensor, Tensor]:
 
 
 def _nearest(lengths: Tensor, size: int) -> Tensor:
-    """Pixel of an axis of each length that is nearest to each pixel of the result, (B, size)."""
+    """Find the pixel of an axis of each length nearest to each of the result, (B, size)."""
     # By a number a GPU would multiply with its inverse, and take another pixel than a CPU.
     scale = (lengths.float() / torch.full_like(lengths, size, dtype=torch.float32))[:, None]
     nearest = ((_count(size, scale) + 0.5) * scale).floor().long()
@@ -211,7 +211,7 @@ def _nearest(lengths: Tensor, size: int) -> Tensor:
 
 
 def _weights(first: Tensor, last: Tensor, length: int, size: int) -> Tensor:
-    """What each pixel of an axis gives to each pixel of the result, shape (B, size, length).
+    """Weigh each pixel of an axis for each pixel of the result, shape (B, size, length).
 
     A triangle as wide as two pixels of the coarser grid, cut off at the box and summing to 1.
     """
@@ -230,7 +230,7 @@ def _flipped(frames: Tensor) -> Tensor:
 
 
 def _indexable(images: Tensor) -> Tensor:
-    """The same bits in a dtype that torch can index; of 16 bits without sign it cannot."""
+    """Return the same bits in a dtype that torch can index; of 16 bits without sign it cannot."""
     return images.view(torch.int16) if images.dtype == torch.uint16 else images
 
 
