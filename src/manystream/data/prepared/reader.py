@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -122,7 +122,12 @@ class _MappedFile:
         self.path = path
         self.array = array
         self.checksums = checksums
-        self._map()
+        self._mapped = array.map(path)
+        self._intact = np.zeros(len(self._mapped), bool)
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        # A pickled map would hold every pixel; a worker maps the file itself.
+        return _MappedFile, (self.path, self.array, self.checksums)
 
     def checked(self, rows: np.ndarray) -> np.ndarray:
         """Return all rows, of which some have been compared with their checksums.
@@ -140,26 +145,13 @@ class _MappedFile:
         self._intact[rows] = True
         return self._mapped
 
-    def __getstate__(self) -> dict[str, Any]:
-        # A pickled map would hold every pixel; a worker maps the file itself.
-        return {name: value for name, value in vars(self).items() if name[0] != "_"}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._map()
-
-    def _map(self) -> None:
-        self._mapped = self.array.map(self.path)
-        self._intact = np.zeros(len(self._mapped), bool)
-
-
+@dataclass(frozen=True, eq=False)
 class _Rows:
     """One stream's rows in the files of several splits; a cell is a file's number and a row."""
 
-    root = None  # Nothing is kept of a look at it: what has decayed since is to be found.
-
-    def __init__(self, files: Sequence[_MappedFile]) -> None:
-        self.files = files
+    files: Sequence[_MappedFile]
+    root: None = None  # Nothing is kept of a look at it: what has decayed since is to be found.
 
     def read(self, cell: tuple[int, int]) -> np.ndarray:
         """Return one image as stored, (H, W, C), read-only."""
