@@ -76,7 +76,7 @@ def test_numbers_out_of_range(root, capsys, words, message):
 def test_a_contact_sheet_is_drawn(root, capsys):
     out = root / "some/sheet.png"
     assert status("data", "show", "--data.root", root / "files", "--out", out, "--per-class=2") == 0
-    assert "train: 6 samples; depth missing in 1" in capsys.readouterr().out
+    assert "train: 6 samples; depth is missing in 1 (16.7%)" in capsys.readouterr().out
     with Image.open(out) as sheet:
         assert min(sheet.size) > 300
     assert status("data", "show", "--data.root", root / "files", "--out", out) == 2

@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 import torch
 
+from manystream.data.files import ImageFiles
 from manystream.data.folder import folder
 from manystream.data.image import UnreadableImageError
 from manystream.data.streams import ToMetres
 from manystream.data.survey import look_at
-from manystream.data.table import Column, ImageFiles, SampleTable
+from manystream.data.table import Column, SampleTable
 from tests.data.builders import DEPTH, RGB, write_image
 from tests.data.official import jpeg_named_png, torn_png
 
@@ -72,7 +73,7 @@ def test_a_file_over_the_limit_is_unreadable(root):
 def test_how_files_are_read_decides_what_is_seen_again(root):
     """What is kept of one way to read a file is not taken for another."""
     decoders = (None, ToMetres("mm"), ToMetres("cm"))
-    means = [look_at(table_in(root, decode=x))[0, 1].moments.mean[0] for x in decoders]
+    means = [look_at(table_in(root, decode=x))[0, 1].moments[1, 0] for x in decoders]
     assert means == pytest.approx([means[0], means[0] / 1000, means[0] / 100])
     assert look_at(table_in(root, max_pixels=53))[0, 0].problem
 

@@ -10,8 +10,7 @@ from manystream.data.image import UnreadableImageError
 from manystream.data.loader import StreamDataset, StreamLoader, make_loader
 from manystream.data.options import DataOptions
 from manystream.data.prepared import prepared
-from manystream.data.preprocessing import Preprocessing
-from manystream.data.resampling import blend_together, take_together
+from manystream.data.preprocessing import Preprocessing, blend_together, take_together
 from manystream.data.sampler import SampleKey, StreamBatchSampler, shared
 from manystream.data.statistics import StreamStatistics
 from manystream.data.streams import StreamSpec

@@ -165,6 +165,12 @@ def test_unlabelled_depth_is_converted_for_a_model_in_metres(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"image_size": 0}, r"^image_size is "),
+        ({"batch_size": 0}, r"^batch_size is "),
+        ({"num_scenes": -1}, r"^num_scenes is "),
+        ({"num_workers": -1}, r"^num_workers is "),
+        ({"streams": []}, r"^streams is "),
+        ({"streams": ["rgb", "rgb"]}, r"^streams is "),
         ({"val_share": 0.0}, r"val_share is 0\.0; expected between 0 and 1"),
         ({"val_share": 1.0}, r"val_share is 1\.0"),
         ({"split_seed": -1}, r"split_seed is -1; expected 0 or more"),

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 
+from manystream.data.files import StreamHints
 from manystream.data.folder import folder
 from manystream.data.image import UnreadableImageError
-from manystream.data.streams import StreamHints, StreamSpec, ToMetres
+from manystream.data.streams import METRES_PER, StreamSpec, ToMetres
 from tests.data.builders import DEPTH, RGB, write_image
 
 METRIC = StreamSpec("depth", 1, "depth", "m")
@@ -43,8 +44,8 @@ def test_what_is_told_counts_more_than_what_is_seen(files):
 def test_a_unit_makes_depth_in_metres(files):
     told = StreamHints(units={"ir": "cm"})
     assert told.describe("ir", [files / "grey.png"]) == StreamSpec("ir", 1, "depth", "m")
-    assert told.decoder("ir") == ToMetres("cm")
-    assert told.decoder("rgb") is None
+    decoded = {x.spec.name: x.decode for x in told.columns([StreamSpec("ir", 1), RGB], files)}
+    assert decoded == {"ir": ToMetres("cm"), "rgb": None}
 
 
 def test_the_first_readable_image_is_looked_at(files):
@@ -75,3 +76,28 @@ def test_folders_take_hints_too(tmp_path):
     write_image(tmp_path / "train/depth/bed/a.png", np.ones((2, 3), np.uint16))
     told = {"units": {"depth": "mm"}, "classes": ("bed", "desk")}
     assert folder(tmp_path, **told).streams == (METRIC,)
+
+
+@pytest.mark.parametrize(
+    ("unit", "one_metre"),
+    [("m", 1), ("dm", 10), ("cm", 100), ("mm", 1000), ("um", 1e6), ("in", 1 / 0.0254)],
+)
+def test_a_metre_in_every_unit(unit, one_metre):
+    assert ToMetres(unit)(np.array([one_metre])).item() == 1
+
+
+def test_feet():
+    assert ToMetres("ft")(np.array([10])).item() == np.float32(3.048)
+    assert len(METRES_PER) == 7
+
+
+def test_all_millimetres_of_16_bits_are_the_nearest_float():
+    millimetres = np.arange(2**16, dtype=np.uint16)
+    found = ToMetres("mm")(millimetres)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal((found.astype(np.float64) * 1000).round(), millimetres)
+
+
+def test_what_is_no_depth_stays_what_it_is():
+    found = ToMetres("cm")(np.array([0, -5, np.nan, np.inf]))
+    np.testing.assert_array_equal(found, np.array([0, -0.05, np.nan, np.inf], np.float32))

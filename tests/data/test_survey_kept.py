@@ -15,7 +15,7 @@ from manystream.data.streams import StreamSpec
 from manystream.data.survey import look_at
 from tests.data.builders import DEPTH, RGB, write_image
 
-table_module = sys.modules["manystream.data.table"]
+files_module = sys.modules["manystream.data.files"]
 
 
 @pytest.fixture(autouse=True)
@@ -38,20 +38,20 @@ def root(tmp_path):
 @pytest.fixture
 def decoded(monkeypatch):
     """Files that are decoded, by their names."""
-    names, read = [], table_module.read_image
+    names, read = [], files_module.read_image
 
     def noted(path, max_pixels):
         names.append(path.relative_to(path.parents[3]).as_posix())
         return read(path, max_pixels)
 
-    monkeypatch.setattr(table_module, "read_image", noted)
+    monkeypatch.setattr(files_module, "read_image", noted)
     return names
 
 
 def seen(root, splits=("train",), streams=(RGB,)) -> list[tuple]:
     """What is seen of the images, without arrays."""
     table = folder(root, splits=splits, streams=streams)
-    return [(x.dtype, x.size, x.digest, tuple(x.moments.mean)) for x in look_at(table).values()]
+    return [(x.dtype, x.size, x.digest, tuple(x.moments[1])) for x in look_at(table).values()]
 
 
 def test_a_look_is_kept(root, decoded, cache):

@@ -11,7 +11,7 @@ from manystream.cli.progress import progress_bar
 from manystream.data.checks import Findings, check
 from manystream.data.contact_sheet import contact_sheet
 from manystream.data.opening import open_data
-from manystream.data.table import SampleTable
+from manystream.data.problems import first_lines
 from manystream.evaluation.strict_json import strict_json
 
 HURTS = 1
@@ -26,7 +26,7 @@ def show_data(options: ShowDataOptions) -> None:
     out = fresh_path(options.out)
     split = options.split or options.data.train_split
     table = open_data(options.data, [split], report=say)
-    title = f"{split}: {len(table)} samples; {_absences(table)}"
+    title = f"{split}: {table.summary()}"
     sheet = contact_sheet(table, per_class=options.per_class, seed=options.seed, title=title)
     out.parent.mkdir(parents=True, exist_ok=True)
     sheet.savefig(out, format="png", dpi=_DPI)
@@ -69,18 +69,8 @@ def _print_findings(found: Findings) -> None:
         table.add_column(column, overflow="fold")
     for kind, count in found.counts().items():
         findings = [finding for finding in found.found if finding.kind == kind]
-        first = findings[:_SHOWN]
-        where = [" = ".join(finding.where[:_SHOWN]) for finding in first]
-        if count > _SHOWN:
-            where.append(f"… and {count - _SHOWN} more")
-        what = [finding.detail for finding in first]
+        where = first_lines([" = ".join(finding.where[:_SHOWN]) for finding in findings], _SHOWN)
+        what = dict.fromkeys(finding.detail for finding in findings[:_SHOWN])
         hurts = "yes" if findings[0].harmful else "no"
-        table.add_row(
-            kind, str(count), hurts, Text("\n".join(where)), Text("\n".join(dict.fromkeys(what)))
-        )
+        table.add_row(kind, str(count), hurts, Text("\n".join(where)), Text("\n".join(what)))
     console.print(table)
-
-
-def _absences(table: SampleTable) -> str:
-    lacks = [f"{name} missing in {count}" for name, count in table.absences().items() if count]
-    return "; ".join(lacks) or "every stream present in all"

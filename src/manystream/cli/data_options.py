@@ -33,10 +33,7 @@ class PrepareOptions:
     def __post_init__(self) -> None:
         if self.size is not None and min(self.height_and_width or ()) < 1:
             raise ValueError(f"--size is {self.size}; expected at least 1 pixel")
-        if self.splits is not None and (
-            not self.splits or len(set(self.splits)) < len(self.splits)
-        ):
-            raise ValueError(f"--splits is {self.splits}; expected one or more, each once")
+        check_splits(self.splits)
 
     @property
     def height_and_width(self) -> tuple[int, int] | None:
@@ -96,7 +93,10 @@ class CheckDataOptions:
     def __post_init__(self) -> None:
         if self.smallest_class < 1:
             raise ValueError(f"--smallest_class is {self.smallest_class}; expected at least 1")
-        if self.splits is not None and (
-            not self.splits or len(set(self.splits)) < len(self.splits)
-        ):
-            raise ValueError(f"--splits is {self.splits}; expected one or more, each once")
+        check_splits(self.splits)
+
+
+def check_splits(splits: list[str] | None) -> None:
+    """Refuse to take no split, or one twice."""
+    if splits is not None and (not splits or len(set(splits)) < len(splits)):
+        raise ValueError(f"--splits is {splits}; expected one or more, each once")

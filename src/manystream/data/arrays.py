@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from manystream.data.splitting import TRAIN
 from manystream.data.streams import StreamKind, described
-from manystream.data.table import ArrayTable, Column, take_rows
+from manystream.data.table import ArrayTable, Column, Sample, take_rows
 
 _DTYPES = ("uint8", "uint16", "float32")
 
@@ -60,18 +59,23 @@ def arrays(
         raise ValueError(f"there are {total} labels, and {lengths}; expected one of each a sample")
     if unknown := sorted(set(present or {}) - set(images)):
         raise ValueError(f"present names the stream {unknown[0]!r}; there are {', '.join(images)}")
-    known = tuple(classes or sorted(map(str, set(np.asarray(labels).tolist()))))
-    return ArrayTable(
-        tuple(
-            _column(name, array, (present or {}).get(name), (kinds or {}).get(name))
-            for name, array in images.items()
-        ),
-        known,
-        list(ids or map(str, range(total))),
-        torch.tensor(_targets(np.asarray(labels).tolist(), known, classes is not None)),
-        list(splits or [TRAIN] * total),
-        None if groups is None else list(groups),
-    ).without_empty()
+    values = np.asarray(labels).tolist()
+    known = list(classes or sorted({str(label) for label in values}))
+    if classes and all(isinstance(label, int) for label in values):
+        names = [known[label] if 0 <= label < len(known) else None for label in values]
+    else:
+        names = [str(label) if str(label) in known else None for label in values]
+    if None in names:
+        label = values[names.index(None)]
+        raise ValueError(f"label {label!r} is of none of the classes {', '.join(known)}")
+    has = {name: (present or {}).get(name, np.ones(total, bool)) for name in images}
+    columns = [_column(name, array, (kinds or {}).get(name)) for name, array in images.items()]
+    cells = [{name: row for name in images if has[name][row]} for row in range(total)]
+    ids = list(map(str, range(total))) if ids is None else ids
+    splits = [TRAIN] * total if splits is None else splits
+    groups = [""] * total if groups is None else groups
+    samples = list(map(Sample, ids, cells, map(str, names), splits, groups))
+    return ArrayTable.of(samples, columns, known).without_empty()
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,9 +99,7 @@ class _Rows:
         return cell
 
 
-def _column(
-    name: str, array: np.ndarray, has: Sequence[bool] | np.ndarray | None, kind: StreamKind | None
-) -> Column:
+def _column(name: str, array: np.ndarray, kind: StreamKind | None) -> Column:
     if array.ndim == 3:
         array = array[..., None]
     if array.ndim != 4 or 0 in array.shape[1:] or str(array.dtype) not in _DTYPES:
@@ -105,18 +107,4 @@ def _column(
             f"images of {name!r} are {array.dtype} of shape {array.shape}; expected (N, H, W) or "
             f"(N, H, W, C) of {', '.join(_DTYPES)}"
         )
-    here = np.ones(len(array), bool) if has is None else np.asarray(has, bool)
-    cells = [row if is_there else None for row, is_there in enumerate(here)]
-    return Column(described(name, array[0], kind), _Rows(name, array), cells)
-
-
-def _targets(labels: list[str] | list[int], classes: Sequence[str], named: bool) -> list[int]:
-    if named and all(isinstance(label, int) for label in labels):
-        numbers = [int(label) for label in labels]
-    else:
-        number = {name: i for i, name in enumerate(classes)}
-        numbers = [number.get(str(label), -1) for label in labels]
-    for label, found in zip(labels, numbers, strict=True):
-        if not 0 <= found < len(classes):
-            raise ValueError(f"label {label!r} is of none of the classes {', '.join(classes)}")
-    return numbers
+    return Column(described(name, array[0], kind), _Rows(name, array))

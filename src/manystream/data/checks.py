@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
 from manystream.data.pairing import mismatches
-from manystream.data.survey import Image, Look, Looks, Progress, look_at, mixed_views, other_dtypes
+from manystream.data.survey import Image, Look, Progress, look_at, mixed_views, other_dtypes
 from manystream.data.table import SampleTable
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -89,137 +87,113 @@ def check(
     if smallest_class < 1:
         raise ValueError(f"smallest_class={smallest_class}; expected at least 1 sample")
     looks = look_at(table, progress=progress)
-    other = other_dtypes(table, looks)
-    names = splits or dict.fromkeys(table.splits)
-    parts = [_Split.of(table, name, looks, other) for name in names]
-    found = sorted(_find(parts, smallest_class), key=lambda finding: not finding.harmful)
-    return Findings({part.name: part.summary() for part in parts}, tuple(found))
+    odd, mixed, labels = other_dtypes(table, looks), mixed_views(looks), table.labels()
+    splits = list(splits or dict.fromkeys(table.splits))
+    found: list[Finding] = []
+    summaries, everything, groups = {}, [], {}
+    for name in splits:
+        part, rows = table.part(name), set(table.rows(name))
+        seen = [
+            _Seen(name, i, m, str(table.path(i, m)), labels[i], look)
+            for (i, m), look in looks.items()
+            if i in rows
+        ]
+        found += [Finding("mismatch", True, (x.where,), x.reason) for x in mismatches(part)]
+        found += _of_images(seen, odd)
+        found += _of_views(seen, mixed, table.ids)
+        found += _of_classes(part, name, smallest_class if name == splits[0] else 0)
+        found += _duplicates(seen)
+        everything += seen
+        groups[name] = Counter(part.groups or ())
+        summaries[name] = {"samples": len(part), "images": len(seen), "absent": part.absences()}
+    found += _leaks(everything, groups)
+    return Findings(summaries, tuple(sorted(found, key=lambda finding: not finding.harmful)))
 
 
-@dataclass(frozen=True)
-class _Split:
-    """A split, what was seen of each of its images, and those of other values than most."""
+class _Seen(NamedTuple):
+    """An image as it was seen, and the sample it is of."""
 
-    name: str
-    table: SampleTable
-    looks: Looks
-    other: Mapping[Image, str]
-
-    @classmethod
-    def of(cls, table: SampleTable, name: str, looks: Looks, other: Mapping[Image, str]) -> _Split:
-        numbers = {row: number for number, row in enumerate(table.rows(name))}
-        seen = {(numbers[i], m): x for (i, m), x in looks.items() if i in numbers}
-        odd = {(numbers[i], m): x for (i, m), x in other.items() if i in numbers}
-        return cls(name, table.part(name), seen, odd)
-
-    def path(self, image: Image) -> str:
-        return str(self.table.path(*image))
-
-    def label(self, image: Image) -> str:
-        return self.table.classes[int(self.table.targets[image[0]])]
-
-    def summary(self) -> dict[str, Any]:
-        return {
-            "samples": len(self.table),
-            "images": len(self.looks),
-            "absent": self.table.absences(),
-        }
+    split: str
+    sample: int
+    stream: int
+    path: str
+    label: str
+    look: Look
 
 
-_Seen = tuple[_Split, Image, Look]
-
-
-def _find(splits: Sequence[_Split], smallest_class: int) -> Iterator[Finding]:
-    for number, split in enumerate(splits):
-        for problem in mismatches(split.table):
-            yield Finding("mismatch", True, (problem.where,), problem.reason)
-        yield from _of_images(split)
-        yield from _of_views(split)
-        yield from _of_classes(split, smallest_class, trained_on=number == 0)
-        yield from _duplicates(split)
-    yield from _leaks(splits)
-
-
-def _of_images(split: _Split) -> Iterator[Finding]:
+def _of_images(seen: Sequence[_Seen], odd: Mapping[Image, str]) -> Iterator[Finding]:
     """Find images that cannot be read, show nothing, or have other values than their stream."""
-    for image, look in split.looks.items():
-        where = (split.path(image),)
-        if look.problem:
-            yield Finding("unreadable", True, where, look.problem)
-        elif look.constant == 0:
-            yield Finding("all zero", True, where, "take it away, so that it is absent")
-        elif look.constant is not None:
-            yield Finding("constant", True, where, f"every value is {look.constant:g}")
-    for image, reason in split.other.items():
-        yield Finding("other values", True, (split.path(image),), reason)
+    for x in seen:
+        if x.look.problem:
+            yield Finding("unreadable", True, (x.path,), x.look.problem)
+        elif x.look.constant == 0:
+            yield Finding("all zero", True, (x.path,), "take it away, so that it is absent")
+        elif x.look.constant is not None:
+            yield Finding("constant", True, (x.path,), f"every value is {x.look.constant:g}")
+    for x in seen:
+        if reason := odd.get((x.sample, x.stream)):
+            yield Finding("other values", True, (x.path,), reason)
 
 
-def _of_views(split: _Split) -> Iterator[Finding]:
+def _of_views(
+    seen: Sequence[_Seen], mixed: Mapping[Image, str], ids: Sequence[str]
+) -> Iterator[Finding]:
     """Find samples whose images cannot show the same view, or differ in resolution."""
-    mixed = mixed_views(split.looks)
-    sizes: dict[int, set[tuple[int, int]]] = defaultdict(set)
-    for (sample, stream), look in split.looks.items():
-        if not look.problem and (sample, stream) not in mixed:
-            sizes[sample].add(look.size)
-    for images in _grouped(mixed, lambda image: image[0]).values():
-        names = tuple(map(split.path, images))
-        yield Finding("misaligned", True, names, f"aspect ratios differ: {mixed[images[0]]}")
-    if finer := tuple(split.table.ids[i] for i, of in sizes.items() if len(of) > 1):
+    finer = []
+    for sample, images in _grouped(seen, lambda x: x.sample).items():
+        of_mixed = [x for x in images if (x.sample, x.stream) in mixed]
+        if of_mixed:
+            ratios = f"aspect ratios differ: {mixed[sample, of_mixed[0].stream]}"
+            yield Finding("misaligned", True, tuple(x.path for x in of_mixed), ratios)
+        elif len({x.look.size for x in images if not x.look.problem}) > 1:
+            finer.append(ids[sample])
+    if finer:
         detail = "resolutions differ between streams; crops stay aligned"
-        yield Finding("resolutions", False, finer, detail)
+        yield Finding("resolutions", False, tuple(finer), detail)
 
 
-def _of_classes(split: _Split, smallest: int, *, trained_on: bool) -> Iterator[Finding]:
+def _of_classes(table: SampleTable, split: str, smallest: int) -> Iterator[Finding]:
     """Find classes with too few samples to learn, or without any to measure."""
-    counts = Counter(split.table.labels())
-    for name in split.table.classes:
-        if trained_on and counts[name] < smallest:
-            detail = f"{counts[name]} samples in {split.name}; expected at least {smallest}"
+    counts = Counter(table.labels())
+    for name in table.classes:
+        if counts[name] < smallest:
+            detail = f"{counts[name]} samples in {split}; expected at least {smallest}"
             yield Finding("small class", True, (name,), detail)
         elif counts[name] == 0:
-            yield Finding("empty class", False, (name,), f"no sample in {split.name}")
+            yield Finding("empty class", False, (name,), f"no sample in {split}")
 
 
-def _duplicates(split: _Split) -> Iterator[Finding]:
+def _duplicates(seen: Sequence[_Seen]) -> Iterator[Finding]:
     """Find images of one stream that are the same; harmful where their labels differ."""
-    for seen in _same_pixels([split]).values():
-        if len(seen) < 2:
-            continue
-        names = tuple(split.path(image) for _, image, _ in seen)
-        labels = sorted({split.label(image) for _, image, _ in seen})
+    for same in _same_pixels(seen):
+        names, labels = tuple(x.path for x in same), sorted({x.label for x in same})
         if len(labels) > 1:
             yield Finding("contradiction", True, names, f"one image, labels {', '.join(labels)}")
-        else:
+        elif len(names) > 1:
             yield Finding("duplicate", False, names, f"one image, {len(names)} times")
 
 
-def _leaks(splits: Sequence[_Split]) -> Iterator[Finding]:
+def _leaks(seen: Sequence[_Seen], groups: Mapping[str, Counter[str]]) -> Iterator[Finding]:
     """Find images and groups that two splits share."""
-    for seen in _same_pixels(splits).values():
-        found_in = sorted({split.name for split, _, _ in seen})
+    for same in _same_pixels(seen):
+        found_in = sorted({x.split for x in same})
         if len(found_in) > 1:
-            names = tuple(f"{split.name}: {split.path(image)}" for split, image, _ in seen)
+            names = tuple(f"{x.split}: {x.path}" for x in same)
             yield Finding("leak", True, names, f"one image in {' and '.join(found_in)}")
-    for a, b in combinations(splits, 2):
-        in_a, in_b = (Counter(split.table.groups or ()) for split in (a, b))
+    for (a, in_a), (b, in_b) in combinations(groups.items(), 2):
         for group in sorted((in_a.keys() & in_b.keys()) - {""}):
-            counts = f"{a.name} ({in_a[group]} samples) and {b.name} ({in_b[group]} samples)"
+            counts = f"{a} ({in_a[group]} samples) and {b} ({in_b[group]} samples)"
             yield Finding("leak", True, (group,), f"one group in {counts}")
 
 
-def _same_pixels(splits: Sequence[_Split]) -> Mapping[Hashable, list[_Seen]]:
+def _same_pixels(seen: Sequence[_Seen]) -> Iterable[list[_Seen]]:
     """Group images by stream and pixels, but for those that show nothing: they have a kind."""
-    usable = [
-        (split, image, look)
-        for split in splits
-        for image, look in split.looks.items()
-        if look.digest and look.constant is None
-    ]
-    return _grouped(usable, lambda seen: (seen[1][1], seen[2].digest))
+    usable = [x for x in seen if x.look.digest and x.look.constant is None]
+    return _grouped(usable, lambda x: (x.stream, x.look.digest)).values()
 
 
-def _grouped(items: Iterable[Item], key: Callable[[Item], Hashable]) -> dict[Hashable, list[Item]]:
-    groups: dict[Hashable, list[Item]] = defaultdict(list)
+def _grouped(items: Iterable[_Seen], key: Callable[[_Seen], Any]) -> dict[Any, list[_Seen]]:
+    groups: dict[Any, list[_Seen]] = defaultdict(list)
     for item in items:
         groups[key(item)].append(item)
     return groups

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from manystream.choices import check_names
@@ -56,7 +56,7 @@ def training_data(
     progress: Progress | None = None,
     accelerator: str = "auto",
 ) -> TrainingData:
-    """Open the training and validation splits of a data set, look at each image, and feed both.
+    """Open the training and validation splits of a data set, and feed both as :func:`loaders` does.
 
     Args:
         options: where the images come from, and how they are fed.
@@ -88,18 +88,8 @@ def loaders(
 ) -> TrainingData:
     """Feed a table's training and validation splits, after a look at every image of both.
 
-    Args:
-        table: the samples, as :func:`manystream.data.folder`, :func:`manystream.data.manifest`, …
-            give them.
-        options: names of the splits, size of images and batches, augmentation, workers.
-        seed: as for :func:`training_data`, as are the other arguments.
-        report: as there.
-        progress: as there.
-        accelerator: as there.
-        **changes: fields of the options, by name.
-
-    Raises:
-        ValueError: as there.
+    ``table`` is what :func:`manystream.data.folder`, :func:`manystream.data.manifest`, … give,
+    ``changes`` are fields of the options by name; all else is as for :func:`training_data`.
 
     Example:
         >>> table = ms.data.folder("root")  # doctest: +SKIP
@@ -110,17 +100,21 @@ def loaders(
     if options.streams is not None:
         table = table.with_streams(options.streams)
     splits = (options.train_split, options.val_split)
-    _check_apart(table, *splits)
+    if set(table.rows(splits[0])) & set(table.rows(splits[1])):
+        raise ValueError(
+            f"val_split is {splits[1]}, and train_split is {splits[0]}: validation would be on "
+            "what was trained on; name a split of other samples"
+        )
     usable = usable_samples(table, splits, options, report=report, progress=progress)
     train, val = (usable.table.part(split) for split in splits)
-    statistics = usable.statistics[options.train_split]
+    statistics, held_out = usable.statistics[options.train_split], table.held_out
     preprocessing = Preprocessing(options.image_size, table.streams, statistics)
     return TrainingData(
         loader(train, preprocessing, options, train=True, seed=seed, accelerator=accelerator),
         loader(val, preprocessing, options, accelerator=accelerator),
         preprocessing,
         tuple(table.classes),
-        _held_out(table),
+        None if held_out is None else {"val_share": held_out.share, "split_seed": held_out.seed},
     )
 
 
@@ -171,19 +165,3 @@ def _changed(options: DataOptions | None, changes: Mapping[str, Any], function: 
     known = (field.name for field in fields(DataOptions))
     check_names(changes, [name for name in known if name not in _OF_OPENING], function)
     return replace(options or DataOptions(), **changes)
-
-
-def _check_apart(table: SampleTable, train: str, val: str) -> None:
-    """Refuse to validate on what is trained on."""
-    if set(table.rows(train)) & set(table.rows(val)):
-        raise ValueError(
-            f"val_split is {val}, and train_split is {train}: validation would be on what was "
-            "trained on; name a split of other samples"
-        )
-
-
-def _held_out(table: SampleTable) -> dict[str, Any] | None:
-    if table.held_out is None:
-        return None
-    held_out = asdict(table.held_out)
-    return {"val_share": held_out["share"], "split_seed": held_out["seed"]}

@@ -4,37 +4,33 @@ from __future__ import annotations
 
 import math
 import stat
+import struct
+import zlib
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from manystream.data.bands import check_deflated, has_bands, read_bands
-from manystream.data.png import check_chunks
 from manystream.extras import train_extra
 
 with train_extra():
     from PIL import Image, ImageFile
-    from PIL.JpegImagePlugin import JpegImageFile
-    from PIL.PngImagePlugin import PngImageFile
-    from PIL.TiffImagePlugin import TiffImageFile
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".npy")
+if TYPE_CHECKING:
+    from tifffile import TiffFile, TiffPage
 
 MAX_PIXELS = 2**26
 """Height times width that is decoded unless more is asked for: 192 MiB of RGB. A file of a few kB
 can claim a thousand times as much."""
 
-_PILLOW_FORMATS = ("JPEG", "PNG", "TIFF")
-_PILLOW_CLASSES = {
-    ".jpg": JpegImageFile,
-    ".jpeg": JpegImageFile,
-    ".png": PngImageFile,
-    ".tif": TiffImageFile,
-    ".tiff": TiffImageFile,
-}
-_STORED_DTYPES = (np.uint8, np.uint16, np.float32)
-_AS_IT_IS = ("L", "RGB", "I", "F")
+_FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF"}
+IMAGE_SUFFIXES = (*_FORMATS, ".npy")
+
+_AT_ONCE_BYTES = 2**20
+_DEFLATE = (8, 32946)  # Adobe's number, and the older one
+_ALPHA = (1, 2)  # ExtraSamples of the TIFF 6.0 specification: associated, unassociated
 
 
 class UnreadableImageError(ValueError):
@@ -96,30 +92,22 @@ def _decode(path: Path, max_pixels: int) -> np.ndarray:
         raise ValueError(f"its suffix is {suffix!r}; expected one of {', '.join(IMAGE_SUFFIXES)}")
     if not stat.S_ISREG(path.stat().st_mode):  # Opening a pipe would wait for ever.
         raise ValueError("it is no file, but a folder, a pipe or a device; take it away")
+    check_size = partial(_check_size, max_pixels=max_pixels)
     if suffix == ".npy":
-        return _decode_npy(path, max_pixels)
-    if _PILLOW_CLASSES[suffix] is TiffImageFile and has_bands(path):
-        return read_bands(path, partial(_check_size, max_pixels=max_pixels))
-    return _decode_pillow(path, max_pixels)
-
-
-def _decode_npy(path: Path, max_pixels: int) -> np.ndarray:
-    # A text file would make np.load speak of pickles; opened so, it is said to be no .npy file.
-    mapped = np.lib.format.open_memmap(path, mode="r")
-    _check_size(mapped.shape[:2], max_pixels)
-    return np.array(mapped)
-
-
-def _decode_pillow(path: Path, max_pixels: int) -> np.ndarray:
-    with Image.open(path, formats=_PILLOW_FORMATS) as image:
-        if not isinstance(image, _PILLOW_CLASSES[path.suffix.lower()]):
-            raise ValueError(f"it is named {path.suffix}, but it is a {image.format}; rename it")
-        _check_size(image.size, max_pixels)
+        # A text file would make np.load speak of pickles; opened so, it is said to be no .npy file.
+        mapped = np.lib.format.open_memmap(path, mode="r")
+        check_size(mapped.shape[:2])
+        return np.array(mapped)
+    if _FORMATS[suffix] == "TIFF" and (bands := read_bands(path, check_size)) is not None:
+        return bands
+    with Image.open(path, formats=("JPEG", "PNG", "TIFF")) as image:
+        found = (image.format or "").replace("MPO", "JPEG")  # A JPEG of several pictures.
+        if found != _FORMATS[suffix]:
+            raise ValueError(f"it is named {path.suffix}, but it is a {found}; rename it")
+        check_size(image.size)
         _refuse_lossy_depth(image)
-        if isinstance(image, PngImageFile):
-            check_chunks(path)
-        if isinstance(image, TiffImageFile):
-            check_deflated(path)
+        if found == "PNG":
+            _check_chunks(path)
         return np.array(_plain_mode(image))
 
 
@@ -131,20 +119,34 @@ def _check_size(shape: tuple[int, ...], max_pixels: int) -> None:
 
 def _refuse_lossy_depth(image: ImageFile.ImageFile) -> None:
     # Pillow has no 16-bit colour mode: it would keep the upper 8 bits and say nothing.
-    if image.mode[0] not in "IF" and any(";16" in _raw_mode(tile[3]) for tile in image.tile):
+    if image.mode[0] not in "IF" and any(";16" in str(tile[3]) for tile in image.tile):
         raise ValueError(
             "it has several channels of 16 bits, of which Pillow keeps 8; "
             "store it as TIFF or .npy, or with 8 bits a channel"
         )
 
 
-def _raw_mode(codec_arguments: object) -> str:
-    first = codec_arguments[0] if isinstance(codec_arguments, tuple) else codec_arguments
-    return str(first)
+def _check_chunks(path: Path) -> None:
+    """Compare every chunk of a PNG file with its CRC-32; Pillow leaves out those of the pixels."""
+    with path.open("rb") as file:
+        file.seek(8)  # behind the signature
+        name = b""
+        while name != b"IEND":
+            left, name = int.from_bytes(file.read(4), "big"), file.read(4)
+            checksum = zlib.crc32(name)
+            # Not at once: a damaged length may claim 4 GiB.
+            while left and (part := file.read(min(left, _AT_ONCE_BYTES))):
+                checksum, left = zlib.crc32(part, checksum), left - len(part)
+            stored = file.read(4)
+            if left or len(stored) < 4:
+                raise ValueError("it is truncated: it ends before its last chunk")
+            if checksum != int.from_bytes(stored, "big"):
+                chunk = name.decode("latin-1")
+                raise ValueError(f"the checksum of its chunk {chunk!r} does not match")
 
 
 def _plain_mode(image: Image.Image) -> Image.Image:
-    if image.mode in _AS_IT_IS or image.mode.startswith("I;16"):
+    if image.mode in ("L", "RGB", "I", "F") or image.mode.startswith("I;16"):
         return image
     if image.mode in ("1", "LA", "La"):
         return image.convert("L")
@@ -154,31 +156,83 @@ def _plain_mode(image: Image.Image) -> Image.Image:
 
 
 def _stored_dtype(pixels: np.ndarray) -> np.ndarray:
-    for dtype in _STORED_DTYPES:
-        if pixels.dtype.newbyteorder("=") == dtype:
-            return pixels.astype(dtype, copy=False)
+    pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+    if pixels.dtype in (np.uint8, np.uint16, np.float32):
+        return pixels
     if pixels.dtype.kind == "b":
         return pixels.astype(np.uint8)
     if pixels.dtype.kind == "f":
         with np.errstate(over="raise"):
             return pixels.astype(np.float32)
-    return _as_uint16(pixels)
-
-
-def _as_uint16(pixels: np.ndarray) -> np.ndarray:
-    if pixels.dtype.kind not in "iu" or (pixels.size and not _fits_uint16(pixels)):
-        raise ValueError(
-            f"its values are {pixels.dtype} and do not fit uint16; "
-            "expected uint8, uint16 or float32; store it as float32"
-        )
-    return pixels.astype(np.uint16)
-
-
-def _fits_uint16(pixels: np.ndarray) -> bool:
-    return bool(pixels.min() >= 0 and pixels.max() <= np.iinfo(np.uint16).max)
+    if pixels.dtype.kind in "iu" and np.array_equal(pixels, pixels.astype(np.uint16)):
+        return pixels.astype(np.uint16)
+    raise ValueError(
+        f"its values are {pixels.dtype} and do not fit uint16; "
+        "expected uint8, uint16 or float32; store it as float32"
+    )
 
 
 def _with_channels(pixels: np.ndarray) -> np.ndarray:
     if pixels.ndim not in (2, 3) or pixels.size == 0:
         raise ValueError(f"its shape is {pixels.shape}; expected (H, W) or (H, W, C), not empty")
     return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def read_bands(path: Path, check_size: Callable[[tuple[int, ...]], None]) -> np.ndarray | None:
+    """Read every band of a TIFF file's first image as stored; None if Pillow reads all of it.
+
+    Pillow would not if the image goes on over several pages, if colours have more than 8 bits, or
+    if there are samples that are neither grey, colours nor transparency, which is dropped. The
+    result is (H, W, C); ``check_size`` gets height and width before anything is decoded.
+
+    Raises:
+        ValueError: if the file is cut off, or its pixels are not what was written.
+    """
+    from tifffile import TiffFile  # Only those who have TIFF files need it.
+
+    with TiffFile(path) as file:
+        page: TiffPage = file.pages.first
+        _check_whole(file, page)
+        check_size((page.imagelength, page.imagewidth))
+        image, samples = file.series[0], int(page.samplesperpixel)
+        bands = samples - sum(int(extra) in _ALPHA for extra in page.extrasamples)
+        deep_color = samples > 1 and page.dtype != np.uint8
+        if len(image.pages) == 1 and bands in (1, 3) and not deep_color:
+            _check_deflated(file, page)
+            return None
+        pixels = image.asarray()
+        # Bands are first where they are stored one after the other, as planes or as pages.
+        if image.axes.endswith("YX") and pixels.ndim == 3:
+            pixels = np.moveaxis(pixels, 0, -1)
+        return pixels[..., :bands] if 1 < samples != bands else pixels
+
+
+def _check_whole(file: TiffFile, page: TiffPage) -> None:
+    """Refuse a file that ends before the pixels, or a part of their description, do."""
+    tiff, handle = file.tiff, file.filehandle
+    handle.seek(page.offset)
+    (described,) = struct.unpack(tiff.tagnoformat, handle.read(tiff.tagnosize))
+    ends = map(sum, zip(page.dataoffsets, page.databytecounts, strict=False))
+    # tifffile leaves a tag out if it, or its value, is beyond the end of the file.
+    if len(page.tags) < described or max(ends, default=0) > handle.size:
+        raise ValueError("it is damaged or cut off: not all that it describes is in it")
+
+
+def _check_deflated(file: TiffFile, page: TiffPage) -> None:
+    """Compare deflated pixels with their checksums; libtiff stops before it comes to them."""
+    if page.compression not in _DEFLATE or page.fillorder != 1:
+        return
+    for offset, length in zip(page.dataoffsets, page.databytecounts, strict=True):
+        file.filehandle.seek(offset)
+        if length and not _is_whole(file.filehandle.read(length)):
+            raise ValueError("it is damaged: the checksum of its pixels does not match")
+
+
+def _is_whole(packed: bytes) -> bool:
+    unpacker = zlib.decompressobj()
+    try:
+        while not unpacker.eof and (unpacker.decompress(packed, _AT_ONCE_BYTES) or packed):
+            packed = unpacker.unconsumed_tail
+    except zlib.error:
+        return False
+    return unpacker.eof

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from manystream.data.augmentation import Augmentation, Draw, draw, frame_of, sam
 from manystream.data.options import DataOptions
 from manystream.data.preprocessing import Preprocessing, as_tensor
 from manystream.data.sampler import SampleKey, StreamBatchSampler
-from manystream.data.table import SampleTable
+from manystream.data.table import ArrayTable, SampleTable
 from manystream.data.transforms import RawBatch, packed, prepare
 from manystream.presence import Presence
 
@@ -31,32 +31,10 @@ _MOST_THREADS = 4
 _PREFETCHED_PER_THREAD = 2
 
 
-@runtime_checkable
-class BatchReader(Protocol):
-    """A source that reads a stream of many samples at once, out of mapped memory."""
-
-    def read_many(self, indices: Sequence[int], stream: int, *, pinned: bool = False) -> Tensor:
-        """Read a stream of some samples; several threads may do so at a time.
-
-        Args:
-            indices: numbers of the samples, which all have the stream.
-            stream: number of the stream.
-            pinned: whether to read into page-locked memory, which a GPU copies by itself.
-
-        Returns:
-            Shape (K, H, W, C), with the values as stored.
-        """
-        ...
-
-
 class StreamDataset(Dataset[RawBatch]):
-    """A source read by whole batches; a blanked or absent image is never read.
+    """A table read by whole batches; a blanked or absent image is never read.
 
-    Args:
-        source: where images come from; :class:`BatchReader` sources are read a stream at a time.
-        preprocessing: how images are to be prepared.
-        augmentation: how samples are varied; None takes them as they are.
-        seed: with epoch and sample number, the seed of what is drawn for a sample.
+    Samples are varied as ``augmentation`` says, drawn by ``seed``, epoch and the sample's number.
     """
 
     def __init__(
@@ -85,11 +63,7 @@ class StreamDataset(Dataset[RawBatch]):
         return self.read(keys)
 
     def read(self, keys: Sequence[SampleKey], *, pinned: bool = False) -> RawBatch:
-        """Read a batch.
-
-        Args:
-            keys: what to read of which samples.
-            pinned: whether a :class:`BatchReader` reads into page-locked memory.
+        """Read what is asked for; an :class:`ArrayTable` into page-locked memory if ``pinned``.
 
         Raises:
             ValueError: if an image has not the channels of its stream, or a sample no stream.
@@ -123,7 +97,7 @@ class StreamDataset(Dataset[RawBatch]):
         if not indices:
             return torch.empty((0, 1, 1, spec.channels), dtype=torch.uint8)
         images: Tensor | list[Tensor]
-        if isinstance(self.source, BatchReader):
+        if isinstance(self.source, ArrayTable):
             images = self.source.read_many(indices, stream, pinned=pinned)
         else:
             images = [as_tensor(self.source.read(index, stream)) for index in indices]
@@ -164,8 +138,7 @@ class StreamLoader(DataLoader[StreamBatch]):
         dataset: what to read.
         sampler: which samples make a batch, and which of their streams to read.
         num_workers: processes, or threads, that read; 0 reads in the caller's.
-        device: where batches are prepared after they are read, without a number the current one of
-            its kind; None prepares them where they are read.
+        device: where batches are prepared; None prepares them where they are read.
     """
 
     def __init__(
@@ -176,7 +149,7 @@ class StreamLoader(DataLoader[StreamBatch]):
         num_workers: int = 0,
         device: torch.device | None = None,
     ) -> None:
-        by_threads = device is not None and isinstance(dataset.source, BatchReader)
+        by_threads = device is not None and isinstance(dataset.source, ArrayTable)
         num_processes = 0 if by_threads else num_workers
         collate: Any = prepare if device is None else packed
         super().__init__(
@@ -236,11 +209,7 @@ def make_loader(
 ) -> StreamLoader:
     """Feed a data set in compact batches; shuffled ones leave a smaller last batch out.
 
-    Args:
-        dataset: the samples, and how they are prepared.
-        options: size of the batches, and workers.
-        shuffle: whether the order is drawn anew each epoch.
-        accelerator: where the network runs, by Lightning's names.
+    ``accelerator`` says where the network runs, by Lightning's names.
     """
     sampler = StreamBatchSampler(
         dataset.source.present,
@@ -261,13 +230,8 @@ def prefetch(
 
     A batch from a worker process travels through shared memory that is made, filled, copied and
     given back each time, which takes longer than a copy out of a memory map; a thread leaves it
-    where it is to be used. Whoever stops early stops the threads.
-
-    Args:
-        read: called in the threads; it should leave Python to the caller for most of its time.
-        keys: what to read, asked for in the caller's own thread, up to twice as many in advance as
-            there are threads.
-        num_threads: number of threads.
+    where it is to be used. Whoever stops early stops the threads. Keys are asked for in the
+    caller's own thread, up to twice as many in advance as there are threads.
 
     Raises:
         Exception: what ``read`` raised, in the place of what it was to read.

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import csv
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-import torch
 
+from manystream.data.files import StreamHints, table_of_files
 from manystream.data.image import IMAGE_SUFFIXES, MAX_PIXELS
-from manystream.data.manifest_lines import SPLIT, Lines, Row, read_lines
 from manystream.data.problems import OnError, Problem, Problems, Report, is_utf8
 from manystream.data.splitting import TRAIN, TRAINVAL, VAL, HeldOut, leak
-from manystream.data.streams import (
-    LengthUnit,
-    StreamHints,
-    StreamKind,
-    StreamSpec,
-    color_first,
-    names_of,
-)
-from manystream.data.table import Column, ImageFiles, SampleTable
+from manystream.data.streams import LengthUnit, StreamKind, StreamSpec, names_of
+from manystream.data.table import Sample, SampleTable
 
 SUFFIXES = (".csv", ".parquet")
+LABEL, SPLIT, GROUP = "label", "split", "group"
+"""Columns that hold no stream."""
+
+_SEPARATORS = {";": "';'", "\t": "a tab", "|": "'|'"}
 
 
 def manifest(
@@ -43,51 +43,59 @@ def manifest(
 
     A column ``label`` is needed, ``split`` and ``group`` may be there, every other is a stream with
     paths of files below the manifest's folder. Without a column ``split`` every row is of "train".
-    If no row is of "val", it is held out of "train" by group.
-
-    Args:
-        path: the file.
-        splits: those to list, the one to train on first; all by default. "trainval" is train and
-            val together.
-        streams: columns to read, in order, or the streams as a model was trained on them; all by
-            default, colour first.
-        classes: those that a model was trained on; those of "train" by default.
-        kinds: what a stream holds; found from its first image and its name by default.
-        units: unit of a depth stream's files; they are converted to metres.
-        held_out: how "val" is held out.
-        max_pixels: height × width above which a file is unreadable.
-        on_error: what rows and files that cannot be used do: ``"raise"``, or ``"skip"`` leaves such
-            rows out, and such files count as absent.
-        report: takes lines about what is left out or held out.
+    If no row is of "val", it is held out of "train" by group; "trainval" is both together. The
+    arguments are those of :mod:`manystream.data.files`; of bad input, rows are left out and files
+    count as absent if they are to be skipped.
 
     Raises:
         ValueError: if the manifest is missing or damaged, or for a row without a usable label, of
             a class that training lacks, or with a file that is missing or outside the manifest's
             folder, unless such are to be skipped.
     """
-    lines, problems = read_lines(Path(path)), Problems(on_error, report)
-    hints = StreamHints(kinds or {}, units or {}, max_pixels)
-    names = _names(streams, lines)
-    rows = _usable(lines, problems)
-    _check_trained(rows, lines)
-    known = tuple(classes or _training_classes(rows, lines))
-    held_out = None if VAL in {row.split for row in rows} else held_out or HeldOut()
+    path, problems = Path(path), Problems(on_error, report)
+    available, rows = read_rows(path)
+    names = names_of(available if streams is None else streams, ())
+    if unknown := [name for name in names if name not in available]:
+        raise ValueError(
+            f"no stream {unknown[0]!r} in {path}; its columns are {', '.join(available)}"
+        )
+    rows = _settled("rows that cannot be used", rows, _unusable, problems)
+    there = dict.fromkeys(row.sample.split for row in rows)
+    if TRAIN not in there:
+        raise ValueError(
+            f"no row of {path} is of split {TRAIN!r}; there are {', '.join(there) or 'none'}"
+        )
+    trained = sorted({row.sample.label for row in rows if row.sample.split == TRAIN})
+    if len(trained) < 2 and not classes:
+        raise ValueError(
+            f"{path} has one class only to train on, {trained[0]!r}; expected two or more"
+        )
+    known = classes or trained
+    held_out = None if VAL in there else held_out or HeldOut()
     if held_out is not None:
-        rows = _divided(rows, splits or (TRAIN, VAL), held_out, report)
-    rows = _of_splits(rows, splits, lines, None if held_out else report)
-    rows = _of_known_classes(rows, known, problems)
-    files = _files(rows, names, lines.folder, problems)
-    specs = _specs(streams, names, files, rows, lines, hints)
-    hints.check(specs, lines.streams)
-    return SampleTable(
-        tuple(_column(spec, files, lines.folder, hints) for spec in specs),
-        known,
-        [next((of[x.name] for x in specs if x.name in of), "") for of in files],
-        torch.tensor([known.index(row.label) for row in rows]),
-        [row.split for row in rows],
-        [row.group for row in rows],
-        held_out if VAL in {row.split for row in rows} else None,
-    ).without_empty()
+        samples = [row.sample for row in rows]
+        samples = held_out.divide(samples, trained, splits or (TRAIN, VAL), report)
+        rows = [row._replace(sample=x) for row, x in zip(rows, samples, strict=True)]
+    rows = _of_splits(rows, splits, path, None if held_out else report)
+    rows = _settled(
+        "rows of unknown classes", rows, partial(_not_trained_on, classes=known), problems
+    )
+    folder = path.resolve().parent
+    samples = _with_files(rows, names, folder, problems)
+    split = samples[0].split if samples else TRAIN
+    table = table_of_files(
+        samples,
+        folder,
+        streams=streams,
+        available=available,
+        classes=known,
+        hints=StreamHints(kinds or {}, units or {}, max_pixels),
+        no_image=f"no row of split {split!r} in {path} has a file in the column '<stream>'; "
+        "leave the column out, or choose other streams",
+        held_out=held_out,
+    )
+    cells = zip(*(column.cells for column in table.columns), strict=True)
+    return replace(table, ids=[next(filter(None, of), "") for of in cells]).without_empty()
 
 
 def is_manifest(root: Path) -> bool:
@@ -95,143 +103,171 @@ def is_manifest(root: Path) -> bool:
     return root.suffix.lower() in SUFFIXES and root.is_file()
 
 
-def _usable(lines: Lines, problems: Problems) -> list[Row]:
-    """Return the rows that say what they are; the others are a problem."""
-    reasons = [(row, _unusable(row, lines)) for row in lines.rows]
-    found = [Problem(row.where, reason) for row, reason in reasons if reason]
-    problems.settle("rows that cannot be used", found, "are left out")
-    return [row for row, reason in reasons if not reason]
+class Row(NamedTuple):
+    """A row of a manifest: its line, for messages, and why it cannot be used, if it cannot.
+
+    The sample has no id yet, and its cells are paths as written.
+    """
+
+    where: str
+    sample: Sample
+    problem: str = ""
 
 
-def _unusable(row: Row, lines: Lines) -> str:
+def read_rows(path: Path) -> tuple[list[str], list[Row]]:
+    """Read a manifest: the names of its streams, and its rows in order.
+
+    White space around a cell does not count, lines without a cell neither.
+
+    Raises:
+        ValueError: if the file is missing or damaged, a column is named twice or not at all, there
+            is no column ``label``, none of a stream, or no row.
+    """
+    if not path.is_file():
+        raise ValueError(f"no manifest at {path}; expected a .csv or .parquet file")
+    columns, lines = (_of_parquet if path.suffix.lower() == ".parquet" else _of_csv)(path)
+    streams = [name for name in columns if name not in (LABEL, SPLIT, GROUP)]
+    if twice := [name for name, count in Counter(columns).items() if count > 1 or not name]:
+        raise ValueError(
+            f"{path} has a column named {twice[0]!r}; expected a name for each, each once"
+        )
+    if LABEL not in columns or not streams:
+        used = [name for sign, name in _SEPARATORS.items() if any(sign in x for x in columns)]
+        cause = f". Its separator seems to be {used[0]}; save it with commas" if used else ""
+        raise ValueError(
+            f"{path} has the columns {', '.join(columns)}; expected {LABEL!r}, one for every "
+            f"stream, and if you like {SPLIT!r} and {GROUP!r}{cause}"
+        )
+    if not lines:
+        raise ValueError(f"{path} has no rows; expected one for every sample")
+    return streams, [_row(f"{path}, {where}", cells, columns, streams) for where, cells in lines]
+
+
+def _row(
+    where: str, cells: Sequence[object], columns: Sequence[str], streams: Sequence[str]
+) -> Row:
+    if len(cells) != len(columns):
+        problem = f"it has {len(cells)} cells; expected {len(columns)}"
+        return Row(where, Sample("", {}, ""), problem)
+    texts, problem = {}, ""
+    for name, value in zip(columns, cells, strict=True):
+        nothing = value is None or value != value  # NaN, as pandas and NumPy say it
+        texts[name] = "" if nothing else str(value).strip()
+        if name not in streams and isinstance(value, bytes | list | dict):
+            kind = type(value).__name__
+            problem = problem or f"its {name} is of type {kind}; expected a text or a number"
+    files = {name: texts[name] or None for name in streams}
+    split, group = texts.get(SPLIT, TRAIN), texts.get(GROUP, "")
+    return Row(where, Sample("", files, texts[LABEL], split, group), problem)
+
+
+def _of_csv(path: Path) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    lines = []
+    # Bytes that are no UTF-8 become lone surrogates, so that the line with them can be named.
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        reader = csv.reader(file, strict=True)
+        try:
+            for cells in reader:
+                if any(stripped := [cell.strip() for cell in cells]):
+                    lines.append((f"line {reader.line_num}", stripped))
+        except csv.Error as error:
+            raise ValueError(f"{path}, line {reader.line_num}: {error}; expected CSV") from error
+    return (lines[0][1], lines[1:]) if lines else ([], [])
+
+
+def _of_parquet(path: Path) -> tuple[list[str], list[tuple[str, list[object]]]]:
+    import pyarrow  # Only those who have such files need it.
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from error
+    rows = enumerate(zip(*(column.to_pylist() for column in table.columns), strict=True), start=1)
+    return list(table.column_names), [(f"row {number}", list(cells)) for number, cells in rows]
+
+
+def _unusable(row: Row) -> str:
+    """Say why a row cannot be used; nothing if it can."""
+    sample = row.sample
     if row.problem:
         return row.problem
-    if not row.label:
+    if not sample.label:
         return "its label is empty; expected a class"
-    if not any(row.cells[name] for name in lines.streams):
+    if not any(sample.cells.values()):
         return "it names no file of any stream; expected one or more"
-    if not row.split:
+    if not sample.split:
         return "its split is empty; expected train, val, test or a name of your own"
-    if not all(is_utf8(text) for text in (row.label, row.group, row.split)):
+    if not all(map(is_utf8, (sample.label, sample.group, sample.split))):
         return "its label, split or group is not UTF-8; save the manifest as UTF-8"
     return ""
 
 
-def _check_trained(rows: Sequence[Row], lines: Lines) -> None:
-    splits = dict.fromkeys(row.split for row in rows)
-    if TRAIN not in splits:
-        raise ValueError(
-            f"no row of {lines.path} is of split {TRAIN!r}; there are {', '.join(splits) or 'none'}"
-        )
+def _not_trained_on(row: Row, classes: Sequence[str]) -> str:
+    label = row.sample.label
+    return "" if label in classes else f"its class {label!r} is not one that is trained on"
 
 
-def _training_classes(rows: Sequence[Row], lines: Lines) -> tuple[str, ...]:
-    classes = tuple(sorted({row.label for row in rows if row.split == TRAIN}))
-    if len(classes) < 2:
-        raise ValueError(
-            f"{lines.path} has one class only to train on, {classes[0]!r}; expected two or more"
-        )
-    return classes
-
-
-def _divided(
-    rows: Sequence[Row], wanted: Sequence[str], held_out: HeldOut, report: Report
+def _settled(
+    what: str, rows: Sequence[Row], unusable: Callable[[Row], str], problems: Problems
 ) -> list[Row]:
-    """Hold val out of the rows of train."""
-    train = [row for row in rows if row.split == TRAIN]
-    number = {label: i for i, label in enumerate(sorted({row.label for row in train}))}
-    targets = [number[row.label] for row in train]
-    names = iter(held_out.divide(wanted, targets, [row.group for row in train], report))
-    return [
-        replace(row, cells={**row.cells, SPLIT: next(names)}) if row.split == TRAIN else row
-        for row in rows
-    ]
+    """Return the rows that can be used; the others are a problem."""
+    reasons = [(row, unusable(row)) for row in rows]
+    found = [Problem(row.where, reason) for row, reason in reasons if reason]
+    problems.settle(what, found, "are left out")
+    return [row for row, reason in reasons if not reason]
 
 
 def _of_splits(
-    rows: Sequence[Row], wanted: Sequence[str] | None, lines: Lines, report: Report | None
+    rows: Sequence[Row], wanted: Sequence[str] | None, path: Path, report: Report | None
 ) -> list[Row]:
     """Return the rows of the splits that are asked for; say what of those given has leaked."""
-    there = list(dict.fromkeys(row.split for row in rows))
+    there = list(dict.fromkeys(row.sample.split for row in rows))
     names: list[str] = []
     for split in wanted or there:
         both = split == TRAINVAL and split not in there
         names += [TRAIN, VAL] if both else [split]
         if split not in there and not both:
-            raise ValueError(
-                f"split={split!r} is not in {lines.path}; there are {', '.join(there)}"
-            )
+            raise ValueError(f"split={split!r} is not in {path}; there are {', '.join(there)}")
         if report is not None and split not in (TRAIN, TRAINVAL):
-            _report_leak(rows, split, report)
-    return [row for name in dict.fromkeys(names) for row in rows if row.split == name]
+            _report_leak([row.sample for row in rows], split, report)
+    return [row for name in dict.fromkeys(names) for row in rows if row.sample.split == name]
 
 
-def _report_leak(rows: Sequence[Row], split: str, report: Report) -> None:
-    both = [row for row in rows if row.split in (TRAIN, split)]
-    held_out = np.array([row.split == split for row in both])
-    if any(row.group for row in both if row.split == split):
+def _report_leak(samples: Sequence[Sample], split: str, report: Report) -> None:
+    both = [x for x in samples if x.split in (TRAIN, split)]
+    held_out = np.array([x.split == split for x in both])
+    if any(x.group for x in both if x.split == split):
         report(
-            f"{split}: {leak([row.group for row in both], held_out):.1%} of {held_out.sum()} "
+            f"{split}: {leak([x.group for x in both], held_out):.1%} of {held_out.sum()} "
             "samples are of a group that is in training"
         )
 
 
-def _of_known_classes(rows: Sequence[Row], classes: Sequence[str], problems: Problems) -> list[Row]:
-    unknown = [
-        Problem(row.where, f"its class {row.label!r} is not one that is trained on")
-        for row in rows
-        if row.label not in classes
-    ]
-    problems.settle("rows of unknown classes", unknown, "are left out")
-    return [row for row in rows if row.label in classes]
-
-
-def _names(streams: Sequence[str | StreamSpec] | None, lines: Lines) -> list[str]:
-    """Return the columns to read, in order."""
-    if streams is None:
-        return lines.streams
-    names = names_of(streams, ())
-    for name in names:
-        if name not in lines.streams:
-            raise ValueError(
-                f"no stream {name!r} in {lines.path}; its columns are {', '.join(lines.streams)}"
-            )
-    return names
-
-
-def _files(
+def _with_files(
     rows: Sequence[Row], names: Sequence[str], folder: Path, problems: Problems
-) -> list[dict[str, str]]:
+) -> list[Sample]:
     """Check every file; one that cannot be used is a problem, and then absent."""
     found: list[Problem] = []
-    files = [_files_of(row, names, folder, found) for row in rows]
+    samples = []
+    for row in rows:
+        files = {}
+        for name in names:
+            if not (cell := row.sample.cells[name]):
+                continue
+            try:
+                files[name] = checked_file(folder, cell)
+            except ValueError as error:
+                found.append(Problem(f"{row.where}, {name} {cell}", str(error)))
+        samples.append(row.sample._replace(cells=files))
     problems.settle("files that cannot be used", found, "count as absent")
-    return files
-
-
-def _files_of(
-    row: Row, names: Sequence[str], folder: Path, problems: list[Problem]
-) -> dict[str, str]:
-    files = {}
-    for name in names:
-        if not (cell := row.cells[name]):
-            continue
-        try:
-            files[name] = checked_file(folder, cell)
-        except ValueError as error:
-            problems.append(Problem(f"{row.where}, {name} {cell}", str(error)))
-    return files
+    return samples
 
 
 def checked_file(folder: Path, cell: str) -> str:
-    """Follow a manifest's path to the file it names.
+    """Follow a path as written to the file it names, below the manifest's folder.
 
-    Args:
-        folder: the manifest's folder, with links resolved.
-        cell: as written, relative to the folder or absolute.
-
-    Returns:
-        The file relative to the folder, with links resolved.
+    Both the folder and the file returned, which is relative to it, have their links resolved.
 
     Raises:
         ValueError: if the file is outside the folder, also by ``..`` or a link; or if it is
@@ -250,39 +286,3 @@ def checked_file(folder: Path, cell: str) -> str:
     if not file.is_file():
         raise ValueError(f"there is no file {file}; expected one, or an empty cell if it is absent")
     return file.relative_to(folder).as_posix()
-
-
-def _specs(
-    streams: Sequence[str | StreamSpec] | None,
-    names: Sequence[str],
-    files: Sequence[Mapping[str, str]],
-    rows: Sequence[Row],
-    lines: Lines,
-    hints: StreamHints,
-) -> tuple[StreamSpec, ...]:
-    """Describe the streams by their files in the first split."""
-    split = rows[0].split if rows else TRAIN
-    shown = [of for of, row in zip(files, rows, strict=True) if row.split == split]
-    given = {x.name: x for x in streams or () if isinstance(x, StreamSpec)}
-    specs = [given.get(name) or _describe(name, shown, split, lines, hints) for name in names]
-    return color_first(specs) if streams is None else tuple(specs)
-
-
-def _describe(
-    name: str, shown: Sequence[Mapping[str, str]], split: str, lines: Lines, hints: StreamHints
-) -> StreamSpec:
-    files = [lines.folder / of[name] for of in shown if name in of]
-    if not files:
-        raise ValueError(
-            f"no row of split {split!r} in {lines.path} has a file in the column {name!r}; "
-            "leave the column out, or choose other streams"
-        )
-    return hints.describe(name, files)
-
-
-def _column(
-    spec: StreamSpec, files: Sequence[Mapping[str, str]], folder: Path, hints: StreamHints
-) -> Column:
-    cells = [of.get(spec.name) for of in files]
-    below = ImageFiles(folder, hints.max_pixels)
-    return Column(spec, below, cells, hints.decoder(spec.name))

@@ -6,66 +6,43 @@ import re
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
-import torch
 
 from manystream.data.image import UnreadableImageError
-from manystream.data.matlab import array_shapes, read_numbers, read_strings
+from manystream.data.official import (
+    METRES,
+    RGB,
+    array_shapes,
+    official_table,
+    read_numbers,
+    read_strings,
+)
 from manystream.data.problems import OnError, Problem, Problems, Report
-from manystream.data.splitting import TEST, TRAIN, TRAINVAL, VAL, HeldOut, by_official_list
-from manystream.data.streams import RGBD_IN_METRES, StreamSpec, names_of
-from manystream.data.table import Column, SampleTable
+from manystream.data.splitting import HeldOut
+from manystream.data.streams import StreamSpec
+from manystream.data.table import Column, Sample, SampleTable
 
 SCENE_TYPES = (
-    "basement",
-    "bathroom",
-    "bedroom",
-    "bookstore",
-    "cafe",
-    "classroom",
-    "computer_lab",
-    "conference_room",
-    "dinette",
-    "dining_room",
-    "excercise_room",
-    "foyer",
-    "furniture_store",
-    "home_office",
-    "home_storage",
-    "indoor_balcony",
-    "kitchen",
-    "laundry_room",
-    "living_room",
-    "office",
-    "office_kitchen",
-    "playroom",
-    "printer_room",
-    "reception_room",
-    "student_lounge",
-    "study",
-    "study_room",
+    *("basement", "bathroom", "bedroom", "bookstore", "cafe", "classroom", "computer_lab"),
+    *("conference_room", "dinette", "dining_room", "excercise_room", "foyer", "furniture_store"),
+    *("home_office", "home_storage", "indoor_balcony", "kitchen", "laundry_room", "living_room"),
+    *("office", "office_kitchen", "playroom", "printer_room", "reception_room", "student_lounge"),
+    *("study", "study_room"),
 )
 """All scene types, spelt as in the file."""
 
 COMMON_TYPES = (
-    "bathroom",
-    "bedroom",
-    "bookstore",
-    "classroom",
-    "dining_room",
-    "home_office",
-    "kitchen",
-    "living_room",
-    "office",
+    *("bathroom", "bedroom", "bookstore", "classroom", "dining_room", "home_office", "kitchen"),
+    *("living_room", "office"),
 )
 OTHER = "other"
 """The standard ten classes: nine common types, and the 18 others as one."""
 
 HOME = "https://cs.nyu.edu/~fergus/datasets/nyu_depth_v2.html"
 LABELED, SPLITS = "nyu_depth_v2_labeled.mat", "splits.mat"
-_LISTS = {TRAIN: "trainNdxs", VAL: "trainNdxs", TRAINVAL: "trainNdxs", TEST: "testNdxs"}
+_LISTS = ("trainNdxs", "testNdxs")
 _RECORDING = re.compile(r"(?<=\d)[a-z]$")
 _DEPTHS = {"filled": "depths", "raw": "rawDepths"}
 
@@ -84,48 +61,35 @@ def nyu(
     """List the labelled frames of NYU Depth v2; depth is in metres.
 
     "test" is the official one; "val" is held out of the official training split by room, "train" is
-    the rest, "trainval" both.
+    the rest, "trainval" both; train, val and test by default.
 
-    Args:
-        root: nyu_depth_v2_labeled.mat or its folder, with splits.mat beside it.
-        splits: those to list; train, val and test by default.
-        streams: "rgb", "depth" or both, in order.
-        depth: ``"filled"`` (depths) or ``"raw"`` (rawDepths).
-        num_classes: 10, the nine common scene types and the others as one, or all 27 types.
-        held_out: how "val" is held out.
-        on_error: what a frame of an unknown scene type does: ``"raise"``, or ``"skip"`` leaves it
-            out.
-        report: takes lines about what is left out and held out.
+    ``root`` is nyu_depth_v2_labeled.mat or its folder, with splits.mat beside it; ``depth`` is
+    ``"filled"`` (depths) or ``"raw"`` (rawDepths); ``num_classes`` is 10, the nine common scene
+    types and the others as one, or all 27 types. Other arguments are as in
+    :mod:`manystream.data.files`; bad input is a frame of an unknown scene type.
 
     Raises:
         ValueError: if a file is missing, saying where to get it and where it is expected, or
             damaged; or for a frame of an unknown scene type that is not to be skipped.
     """
-    splits, held_out = splits or (TRAIN, VAL, TEST), held_out or HeldOut()
-    wanted = by_official_list(splits, _LISTS)
     file = _existing(_labeled(Path(root)))
+    frames, problems = _all_frames(file), Problems(on_error, report)
     classes = SCENE_TYPES if num_classes == 27 else (*COMMON_TYPES, OTHER)
-    everything = _all_frames(file)
-    frames: list[_Frame] = []
-    names: list[str] = []
-    for official, of_list in wanted.items():
-        known = _known(_listed(file, official, everything), file, Problems(on_error, report))
-        targets = [_target(x, classes) for x in known]
-        names += held_out.divide(of_list, targets, [x.room for x in known], report)
-        frames += known
-    table = SampleTable(
-        tuple(
-            Column(spec, _Frames(file, array), [x.number for x in frames])
-            for spec, array in zip(RGBD_IN_METRES, ("images", _DEPTHS[depth]), strict=True)
-        ),
+
+    def listed(official: str, wanted: Sequence[str]) -> list[Sample]:
+        known = _known(_of_list(file, official, frames), file, problems)
+        return [x if x.label in classes else x._replace(label=OTHER) for x in known]
+
+    return official_table(
+        listed,
+        _LISTS,
+        (Column(RGB, _Frames(file, "images")), Column(METRES, _Frames(file, _DEPTHS[depth]))),
         classes,
-        [f"{x.number + 1:04d}" for x in frames],
-        torch.tensor([_target(x, classes) for x in frames]),
-        names,
-        [x.room for x in frames],
-        held_out if VAL in names else None,
+        splits=splits,
+        streams=streams,
+        held_out=held_out,
+        report=report,
     )
-    return table.only(splits).with_streams(names_of(streams, RGBD_IN_METRES))
 
 
 def is_nyu(root: Path) -> bool:
@@ -162,14 +126,6 @@ class _Frames:
         return self.array, cell, status.st_size, status.st_mtime_ns
 
 
-class _Frame(NamedTuple):
-    """A frame's number from 0, its scene type and its room."""
-
-    number: int
-    type: str
-    room: str
-
-
 def _labeled(root: Path) -> Path:
     return root if root.name == LABELED else root / LABELED
 
@@ -180,39 +136,38 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _all_frames(file: Path) -> list[_Frame]:
+def _all_frames(file: Path) -> list[Sample]:
+    """List every frame by its number, labelled with its scene type."""
     types, scenes = read_strings(file, "sceneTypes"), read_strings(file, "scenes")
     shapes = array_shapes(file, ("images", *_DEPTHS.values()))
     counts = {"sceneTypes": len(types), "scenes": len(scenes)}
     counts |= {name: shape[0] for name, shape in shapes.items()}
     if len(set(counts.values())) > 1 or any(len(s) != 3 for s in list(shapes.values())[1:]):
         raise ValueError(f"{file} is not as expected: frames are {counts}; get it from {HOME}")
-    # A letter after the number tells recordings of one room apart.
-    rooms = [_RECORDING.sub("", scene) for scene in scenes]
-    return [_Frame(*frame) for frame in zip(range(len(types)), types, rooms, strict=True)]
+    return [
+        # A letter after the number tells recordings of one room apart.
+        Sample(f"{i + 1:04d}", {"rgb": i, "depth": i}, label, group=_RECORDING.sub("", scene))
+        for i, (label, scene) in enumerate(zip(types, scenes, strict=True))
+    ]
 
 
-def _listed(file: Path, official: str, frames: Sequence[_Frame]) -> list[_Frame]:
+def _of_list(file: Path, official: str, frames: Sequence[Sample]) -> list[Sample]:
     """Return the frames of an official list, in its order."""
     path = _existing(file.parent / SPLITS)
-    numbers = read_numbers(path, official) - 1
-    if numbers.size == 0 or numbers.min() < 0 or numbers.max() >= len(frames):
+    numbers = read_numbers(path, official)
+    if not numbers or min(numbers) < 1 or max(numbers) > len(frames):
         raise ValueError(f"{path} names frames that are not among the {len(frames)} of {file}")
-    return [frames[number] for number in numbers.tolist()]
+    return [frames[number - 1] for number in numbers]
 
 
-def _known(frames: Sequence[_Frame], file: Path, problems: Problems) -> list[_Frame]:
+def _known(frames: Sequence[Sample], file: Path, problems: Problems) -> list[Sample]:
     unknown = [
         Problem(
-            f"{file}, frame {frame.number + 1}",
-            f"its scene type {frame.type!r} is none of the {len(SCENE_TYPES)}",
+            f"{file}, frame {int(frame.id)}",
+            f"its scene type {frame.label!r} is none of the {len(SCENE_TYPES)}",
         )
         for frame in frames
-        if frame.type not in SCENE_TYPES
+        if frame.label not in SCENE_TYPES
     ]
     problems.settle("frames of unknown type", unknown, "are left out")
-    return [frame for frame in frames if frame.type in SCENE_TYPES]
-
-
-def _target(frame: _Frame, classes: Sequence[str]) -> int:
-    return classes.index(frame.type if frame.type in classes else OTHER)
+    return [frame for frame in frames if frame.label in SCENE_TYPES]

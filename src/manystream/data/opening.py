@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,20 +22,25 @@ from manystream.data.table import SampleTable
 
 
 class _Kind(NamedTuple):
-    """A kind of data set: as messages name it, and whether a path is one."""
+    """A kind of data set: as messages name it, whether a path is one, and who lists its samples."""
 
     description: str
     recognise: Callable[[Path], bool]
+    importer: Callable[..., SampleTable]
 
 
+# From the one that is surest to be recognised to the one that anything may be.
 _KINDS: dict[Format, _Kind] = {
-    "prepared": _Kind("a prepared set", is_prepared),
-    "manifest": _Kind("a manifest", is_manifest),
-    "nyu": _Kind("NYU Depth v2", is_nyu),
-    "sun_rgbd": _Kind("SUN RGB-D", is_sun_rgbd),
-    "folder": _Kind("images in folders", Path.is_dir),
+    "prepared": _Kind("a prepared set", is_prepared, prepared),
+    "manifest": _Kind("a manifest", is_manifest, manifest),
+    "nyu": _Kind("NYU Depth v2", is_nyu, nyu),
+    "sun_rgbd": _Kind("SUN RGB-D", is_sun_rgbd, sun_rgbd),
+    "folder": _Kind("images in folders", Path.is_dir, folder),
 }
-"""From the one that is surest to be recognised to the one that anything may be."""
+
+
+_PASSED_ON = ("kinds", "units", "depth", "max_pixels", "on_error", "verify")
+"""Options that importers take by the same name."""
 
 
 def recognise(root: Path) -> Format:
@@ -91,44 +97,34 @@ def open_data(
     _check_streams(options, streams)
     if options.root is None:
         return _open_scenes(options, splits, streams, classes)
-    table = _open(identified(options, report), splits, streams, classes, report)
-    for what, trained, found in (
-        ("streams", streams, table.streams),
-        ("classes", classes, table.classes),
-    ):
-        if trained is not None and tuple(trained) != tuple(found):
+    options = identified(options, report)
+    given = {
+        **{name: getattr(options, name) for name in _PASSED_ON},
+        "splits": splits,
+        "streams": streams or options.streams,
+        "classes": classes,
+        "num_classes": options.nyu_classes,
+        "held_out": HeldOut(options.val_share, options.split_seed),
+        "report": report,
+    }
+    assert options.format is not None
+    importer = _KINDS[options.format].importer
+    taken = signature(importer).parameters
+    for name in ("kinds", "units"):
+        if given[name] and name not in taken:
+            raise ValueError(
+                f"{name} is for folders and manifests; what {options.root} holds is known: leave "
+                "it out"
+            )
+    table = importer(options.root, **{name: x for name, x in given.items() if name in taken})
+    of_model, found = (streams, classes), (table.streams, table.classes)
+    for what, trained, there in zip(("streams", "classes"), of_model, found, strict=True):
+        if trained is not None and tuple(trained) != tuple(there):
             raise ValueError(
                 f"the model was trained on the {what} {_listed(trained)}, {options.root} has "
-                f"{_listed(found)}; expected the same"
+                f"{_listed(there)}; expected the same"
             )
     return table
-
-
-def _open(
-    options: DataOptions,
-    splits: Sequence[str],
-    streams: Sequence[StreamSpec] | None,
-    classes: Sequence[str] | None,
-    report: Report,
-) -> SampleTable:
-    assert options.root is not None
-    root, held_out = options.root, HeldOut(options.val_share, options.split_seed)
-    told: dict[str, Any] = {"splits": splits, "streams": streams or options.streams}
-    if options.format in ("prepared", "sun_rgbd", "nyu"):
-        _check_not_told(options)
-    if options.format == "prepared":
-        return prepared(root, **told, classes=classes, verify=options.verify)
-    told |= {"on_error": options.on_error, "report": report}
-    if options.format == "nyu":
-        num_classes = options.nyu_classes
-        return nyu(root, **told, depth=options.depth, num_classes=num_classes, held_out=held_out)
-    told["max_pixels"] = options.max_pixels
-    if options.format == "sun_rgbd":
-        return sun_rgbd(root, **told, depth=options.depth, held_out=held_out)
-    told |= {"classes": classes, "kinds": options.kinds, "units": options.units}
-    if options.format == "manifest":
-        return manifest(root, **told, held_out=held_out)
-    return folder(root, **told)
 
 
 def _open_scenes(
@@ -145,16 +141,6 @@ def _open_scenes(
     table = scenes(numbers, options.image_size)
     names = options.streams if streams is None else [spec.name for spec in streams]
     return table if names is None else table.with_streams(names)
-
-
-def _check_not_told(options: DataOptions) -> None:
-    """Refuse to be told what the files of a known data set hold."""
-    for option in ("kinds", "units"):
-        if getattr(options, option):
-            raise ValueError(
-                f"{option} is for folders and manifests; what {options.root} holds is known: leave "
-                "it out"
-            )
 
 
 def _check_streams(options: DataOptions, streams: Sequence[StreamSpec] | None) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from itertools import permutations, takewhile
-from typing import NamedTuple
 
 import torch
 
@@ -94,55 +93,37 @@ def _stems_of(table: SampleTable, label: str, without: Sequence[int] = ()) -> se
     return {table.ids[i].rpartition("/")[2] for i in chosen}
 
 
-class _Name(NamedTuple):
-    """A sample's id in two: its folder, and its own name."""
-
-    folder: str
-    stem: str
-
-    def lower(self) -> _Name:
-        return self._replace(stem=self.stem.lower())
-
-    def reversed(self) -> _Name:
-        return self._replace(stem=self.stem[::-1])
-
-
 def _renamed(table: SampleTable, first: str, second: str) -> str:
     """Say how a stream's names differ from those of another; nothing if that cannot be told."""
-    theirs, ours = (_stems(table, name) for name in (first, second))
+    theirs, ours = (_split_ids(table, name) for name in (first, second))
     enough = min(len(theirs), len(ours)) / 2
-    lower = {name.lower() for name in theirs}
-    if sum(name.lower() in lower for name in ours) >= enough:
+    lower = {(folder, stem.lower()) for folder, stem in theirs}
+    if sum((folder, stem.lower()) in lower for folder, stem in ours) >= enough:
         return f"names differ in upper and lower case between {first} and {second}"
-    if (found := _prefixes(theirs, ours, enough)) is not None:
-        return _difference(first, found[0], second, found[1], "begin")
-    theirs, ours = ([name.reversed() for name in names] for names in (theirs, ours))
-    if (found := _prefixes(theirs, ours, enough)) is not None:
-        return _difference(first, found[0][::-1], second, found[1][::-1], "end")
+    for where, step in (("begin", 1), ("end", -1)):
+        turned = [[(folder, stem[::step]) for folder, stem in names] for names in (theirs, ours)]
+        old, new = (prefix[::step] for prefix in _prefixes(turned[0], turned[1], enough))
+        if old and new:
+            return f"names {where} with {old!r} in {first}, and with {new!r} in {second}"
+        if old or new:
+            longer, shorter = (first, second) if old else (second, first)
+            without = f"and are the same in {shorter} without it"
+            return f"names {where} with {old or new!r} in {longer}, {without}"
     return ""
 
 
-def _difference(first: str, old: str, second: str, new: str, where: str) -> str:
-    if old and new:
-        return f"names {where} with {old!r} in {first}, and with {new!r} in {second}"
-    longer, shorter = (first, second) if old else (second, first)
-    return (
-        f"names {where} with {old or new!r} in {longer}, and are the same in {shorter} without it"
-    )
-
-
 def _prefixes(
-    theirs: Sequence[_Name], ours: Sequence[_Name], enough: float
-) -> tuple[str, str] | None:
-    """Find two prefixes, theirs and ours, by which enough of the names differ."""
-    probe = ours[0]
-    beside = [name for name in theirs if name.folder == probe.folder] or theirs
-    shared = {name: _shared_end(name.stem, probe.stem) for name in beside}
-    likest = max(beside, key=lambda name: (shared[name], -len(name.stem)))
-    old, new = (x.stem[: len(x.stem) - shared[likest]] for x in (likest, probe))
+    theirs: Sequence[tuple[str, str]], ours: Sequence[tuple[str, str]], enough: float
+) -> tuple[str, str]:
+    """Find two prefixes, theirs and ours, by which enough of the names differ; empty if none do."""
+    folder, probe = ours[0]
+    beside = [stem for f, stem in theirs if f == folder] or [stem for _, stem in theirs]
+    shared = {stem: _shared_end(stem, probe) for stem in beside}
+    likest = max(beside, key=lambda stem: (shared[stem], -len(stem)))
+    old, new = (stem[: len(stem) - shared[likest]] for stem in (likest, probe))
     known = set(theirs)
-    renamed = (x._replace(stem=old + x.stem[len(new) :]) for x in ours if x.stem.startswith(new))
-    return (old, new) if sum(name in known for name in renamed) >= enough else None
+    renamed = ((f, old + stem[len(new) :]) for f, stem in ours if stem.startswith(new))
+    return (old, new) if sum(name in known for name in renamed) >= enough else ("", "")
 
 
 def _shared_end(one: str, other: str) -> int:
@@ -151,11 +132,12 @@ def _shared_end(one: str, other: str) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
-def _stems(table: SampleTable, stream: str) -> list[_Name]:
+def _split_ids(table: SampleTable, stream: str) -> list[tuple[str, str]]:
+    """Split the ids of a stream's samples into their folder and their own name."""
     number = [spec.name for spec in table.streams].index(stream)
     chosen = table.present[:, number].nonzero().flatten().tolist()
-    split = (table.ids[i].rpartition("/") for i in chosen)
-    return sorted(_Name(folder, stem) for folder, _, stem in split)
+    parts = (table.ids[i].rpartition("/") for i in chosen)
+    return sorted((folder, stem) for folder, _, stem in parts)
 
 
 def _names(table: SampleTable, chosen: torch.Tensor) -> list[str]:

@@ -11,16 +11,9 @@ Report = Callable[[str], None]
 
 OnError = Literal["raise", "skip"]
 
-_SHOWN = 5
-
 
 class Problem(NamedTuple):
-    """Something in the data that cannot be used as it is.
-
-    Attributes:
-        where: the file, and the line in it where there are lines.
-        reason: what is wrong, what was expected.
-    """
+    """Something in the data that cannot be used: the file, with its line, and what is wrong."""
 
     where: str
     reason: str
@@ -39,19 +32,19 @@ class Problems:
     report: Report = print
 
     def settle(self, what: str, problems: Sequence[Problem], skipped: str) -> None:
-        """Stop, or tell and go on, if there are problems of a kind.
+        """Stop with a ValueError, or tell and go on, if there are problems of a kind.
+
+        The first few are named, and all counted.
 
         Args:
             what: the kind, in the plural, for example ``"unreadable images"``.
             problems: all of them.
             skipped: what becomes of them if they are skipped, for example ``"count as absent"``.
-
-        Raises:
-            ValueError: if they are to stop the run; it names the first few, and their number.
         """
         if not problems:
             return
-        message = listing(what, problems)
+        lines = [f"{printable(where)}: {printable(reason)}" for where, reason in problems]
+        message = "\n  ".join([f"{what}: {len(problems)}", *first_lines(lines)])
         if self.on_error == "raise":
             raise ValueError(
                 f"{message}\nmend or remove them; or with on_error: skip they {skipped}"
@@ -59,12 +52,10 @@ class Problems:
         self.report(f"{message}\nskipped: they {skipped}")
 
 
-def listing(what: str, problems: Sequence[Problem]) -> str:
-    """Write the first few problems, a line each, under their number."""
-    shown = [f"{printable(p.where)}: {printable(p.reason)}" for p in problems[:_SHOWN]]
-    if len(problems) > _SHOWN:
-        shown.append(f"… and {len(problems) - _SHOWN} more")
-    return "\n  ".join([f"{what}: {len(problems)}", *shown])
+def first_lines(items: Sequence[str], most: int = 5) -> list[str]:
+    """Return the first items, and a line on how many more there are."""
+    more = [f"… and {len(items) - most} more"] if len(items) > most else []
+    return [*items[:most], *more]
 
 
 def is_utf8(name: str) -> bool:

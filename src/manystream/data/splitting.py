@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import lgamma
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from manystream.data.problems import Report
+
+if TYPE_CHECKING:
+    from manystream.data.table import Sample
 
 TRAIN, VAL, TRAINVAL, TEST = "train", "val", "trainval", "test"
 """Splits of data sets that come with training and test only; val is held out of training, and
@@ -39,10 +43,7 @@ class HeldOut:
             groups: group of each; an empty name is a group of its own.
 
         Returns:
-            Which samples are held out, shape (N,), bool.
-
-        Raises:
-            ValueError: if that leaves nothing to train or nothing to validate on.
+            Which samples are held out, shape (N,), bool; one or more, and not all of them.
         """
         counts, member = _count(targets, groups)
         chosen = _choose(counts, self.share, np.random.default_rng(self.seed))
@@ -56,54 +57,32 @@ class HeldOut:
 
     def divide(
         self,
+        samples: Sequence[Sample],
+        classes: Sequence[str],
         wanted: Sequence[str],
-        targets: Sequence[int],
-        groups: Sequence[str],
         report: Report,
-    ) -> list[str]:
-        """Name the split of each sample of an official list, val being held out of training.
+    ) -> list[Sample]:
+        """Hold val out of the samples of train, if one of these splits is wanted.
 
         Says how much of validation training would have seen, and would have with a random draw.
-
-        Args:
-            wanted: the splits of this list that are asked for; nothing is held out unless train or
-                val is.
-            targets: class of each sample of the list.
-            groups: its group; an empty name is a group of its own.
-            report: takes the line.
+        ``classes`` are those that samples of train may be of.
         """
         if not {TRAIN, VAL} & set(wanted):
-            return [TEST if TEST in wanted else TRAIN] * len(targets)
-        held_out = self.draw(targets, groups)
+            return list(samples)
+        train = [x for x in samples if x.split == TRAIN]
+        groups = [x.group for x in train]
+        held_out = self.draw([classes.index(x.label) for x in train], groups)
         if VAL in wanted:
             report(_said(groups, held_out))
-        return [VAL if out else TRAIN for out in held_out]
-
-
-def by_official_list(splits: Sequence[str], lists: Mapping[str, str]) -> dict[str, list[str]]:
-    """Return the splits that are asked for by the official list that they are made of.
-
-    Args:
-        splits: names of splits.
-        lists: the official list that each split is made of.
-
-    Raises:
-        ValueError: if there is no split of a name.
-    """
-    found: dict[str, list[str]] = {}
-    for split in splits:
-        if split not in lists:
-            raise ValueError(f"split={split!r} is none of these data; expected {', '.join(lists)}")
-        found.setdefault(lists[split], []).append(split)
-    return found
+        names = iter([VAL if out else TRAIN for out in held_out])
+        return [x._replace(split=next(names)) if x.split == TRAIN else x for x in samples]
 
 
 def leak(groups: Sequence[str], held_out: np.ndarray) -> float:
     """Return the share of the held-out samples whose group is in training too.
 
-    Args:
-        groups: group of each of the N samples; an empty name is a group of its own.
-        held_out: which samples are held out, shape (N,), bool, one or more of them.
+    ``groups`` are those of the N samples, an empty name being a group of its own, ``held_out``
+    says which are held out, shape (N,), bool, one or more of them.
     """
     training = {group for group, out in zip(groups, held_out, strict=True) if group and not out}
     validation = [group for group, out in zip(groups, held_out, strict=True) if out]
@@ -111,15 +90,11 @@ def leak(groups: Sequence[str], held_out: np.ndarray) -> float:
 
 
 def random_leak(groups: Sequence[str], num_held_out: int) -> float:
-    r"""Return the :func:`leak` to expect if single samples were held out at random.
+    r"""Return the :func:`leak` to expect if n single samples were held out at random.
 
     A sample of a group of g does not leak if the g − 1 others are held out with it:
 
     .. math:: 1 - \frac1N \sum_i \binom{N - g_i}{n - g_i} \Big/ \binom{N - 1}{n - 1}
-
-    Args:
-        groups: group of each of the N samples; an empty name is a group of its own.
-        num_held_out: samples to hold out, n, from 1 to N.
 
     Example:
         >>> leaked = random_leak(["a", "a", "b", "b"], 2)  # 1 of the 3 others must be drawn too

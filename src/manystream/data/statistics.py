@@ -1,4 +1,4 @@
-"""Mean and standard deviation of a stream's pixels, exact however the images are grouped."""
+"""Mean and standard deviation of a stream's pixels, whatever images they are in."""
 
 from __future__ import annotations
 
@@ -30,56 +30,38 @@ class StreamStatistics:
             )
 
 
-@dataclass(frozen=True, eq=False)
-class Moments:
-    """Count, mean and sum of squared deviations of each channel, shape (C,) each, float64."""
+def image_moments(pixels: np.ndarray, spec: StreamSpec) -> np.ndarray:
+    """Return count, mean and sum of squared deviations of an image's channels, (3, C), float64.
 
-    count: np.ndarray
-    mean: np.ndarray
-    m2: np.ndarray
-
-    def statistics(self) -> StreamStatistics:
-        """Return mean and deviation: 0 and 1 where nothing was counted; 1 for a constant's."""
-        std = np.sqrt(self.m2 / np.maximum(self.count, 1))
-        # Exactly 0 for a constant: float64 sums of up to 2**29 equal float32 values do not round.
-        std[std == 0] = 1
-        return StreamStatistics(tuple(self.mean.tolist()), tuple(std.tolist()))
-
-
-def image_moments(pixels: np.ndarray, spec: StreamSpec) -> Moments:
-    """Sum up one image; in a ``"depth"`` stream only readings count: finite and above 0.
-
-    Args:
-        pixels: shape (H, W, C).
-        spec: the image's stream.
+    Pixels are (H, W, C). In a ``"depth"`` stream only readings count: finite and above 0.
     """
-    channels = np.moveaxis(pixels, -1, 0).reshape(pixels.shape[-1], -1).astype(np.float64)
-    counted = [_readings(values) if spec.kind == "depth" else values for values in channels]
-    return Moments(*np.array([_channel_moments(values) for values in counted]).T)
+    moments = []
+    for values in np.moveaxis(pixels, -1, 0).reshape(pixels.shape[-1], -1).astype(np.float64):
+        if spec.kind == "depth":
+            values = values[np.isfinite(values) & (values > 0)]
+        mean = values.mean() if values.size else 0.0
+        moments.append((values.size, mean, np.square(values - mean).sum()))
+    return np.array(moments, np.float64).T
 
 
-def merge_moments(parts: Iterable[Moments], num_channels: int) -> Moments:
-    """Join the moments of all parts' pixels together; counts are 0 if there is no part.
+def pooled(moments: Iterable[np.ndarray], num_channels: int) -> StreamStatistics:
+    """Return the statistics of all images' pixels together, from the moments of each.
+
+    The mean is 0 and the deviation 1 where nothing was counted; a constant's deviation is 1.
+    """
+    count, mean, m2 = reduce(_merge, moments, np.zeros((3, num_channels)))
+    std = np.sqrt(m2 / np.maximum(count, 1))
+    # Exactly 0 for a constant: float64 sums of up to 2**29 equal float32 values do not round.
+    std[std == 0] = 1
+    return StreamStatistics(tuple(mean.tolist()), tuple(std.tolist()))
+
+
+def _merge(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Join the moments of two sets of pixels, (3, C) each.
 
     Source: Chan, Golub, LeVeque, "Algorithms for computing the sample variance", 1983, eq. 2.1.
     """
-    return reduce(_merge, parts, Moments(*np.zeros((3, num_channels))))
-
-
-def _readings(values: np.ndarray) -> np.ndarray:
-    valid = np.isfinite(values) & (values > 0)
-    return np.asarray(values[valid])
-
-
-def _channel_moments(values: np.ndarray) -> tuple[float, float, float]:
-    if values.size == 0:
-        return 0.0, 0.0, 0.0
-    mean = values.mean()
-    return float(values.size), float(mean), float(np.square(values - mean).sum())
-
-
-def _merge(a: Moments, b: Moments) -> Moments:
-    count = a.count + b.count
-    weight = b.count / np.maximum(count, 1)
-    delta = b.mean - a.mean
-    return Moments(count, a.mean + delta * weight, a.m2 + b.m2 + delta**2 * a.count * weight)
+    (count_a, mean_a, m2_a), (count_b, mean_b, m2_b) = a, b
+    count, delta = count_a + count_b, mean_b - mean_a
+    weight = count_b / np.maximum(count, 1)
+    return np.stack([count, mean_a + delta * weight, m2_a + m2_b + delta**2 * count_a * weight])

@@ -2,52 +2,51 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime, timezone
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
-import torch
 
+from manystream.choices import first_few
+from manystream.data.files import ImageFiles
 from manystream.data.image import MAX_PIXELS
-from manystream.data.matlab import read_strings
+from manystream.data.official import METRES, RGB, official_table, read_strings
 from manystream.data.problems import OnError, Problem, Problems, Report
-from manystream.data.splitting import TEST, TRAIN, TRAINVAL, VAL, HeldOut, by_official_list
-from manystream.data.streams import RGBD_IN_METRES, StreamSpec, ToMetres, names_of
-from manystream.data.sun_rgbd_rooms import scene_groups
-from manystream.data.table import Column, ImageFiles, SampleTable
+from manystream.data.splitting import VAL, HeldOut
+from manystream.data.streams import StreamSpec, ToMetres
+from manystream.data.table import Column, Sample, SampleTable
 
 CLASSES = (
-    "bathroom",
-    "bedroom",
-    "classroom",
-    "computer_room",
-    "conference_room",
-    "corridor",
-    "dining_area",
-    "dining_room",
-    "discussion_area",
-    "furniture_store",
-    "home_office",
-    "kitchen",
-    "lab",
-    "lecture_theatre",
-    "library",
-    "living_room",
-    "office",
-    "rest_space",
-    "study_space",
+    *("bathroom", "bedroom", "classroom", "computer_room", "conference_room", "corridor"),
+    *("dining_area", "dining_room", "discussion_area", "furniture_store", "home_office"),
+    *("kitchen", "lab", "lecture_theatre", "library", "living_room", "office", "rest_space"),
+    *("study_space",),
 )
 """The 19 scenes of the official benchmark, those of more than 80 images."""
 
 HOME = "https://rgbd.cs.princeton.edu (SUNRGBD.zip and SUNRGBDtoolbox.zip)"
 _SPLIT_FILE = Path("SUNRGBDtoolbox/traintestSUNRGBD/allsplit.mat")
-_LISTS = {TRAIN: "alltrain", VAL: "alltrain", TRAINVAL: "alltrain", TEST: "alltest"}
+_LISTS = ("alltrain", "alltest")
 _DEPTH_FOLDERS = {"filled": "depth_bfx", "raw": "depth"}
 _MAX_DEPTH_M = 8.0
 _CLASSES_SHOWN = 5
+
+# A video of the second Kinect: number_date_time_device_frame, of which only the frame differs.
+_VIDEO = re.compile(r"^(kv2/.+/)\d+_(.+)_rgbf\d+(?:-resize)?$")
+_PLACE = re.compile(r"^(xtion/sun3ddata/[^/]+)/")
+_NUMBERED = re.compile(r"^(kv1/.+/\D*)(\d+)$")
+_TIMED = re.compile(r"^((?:kv2|realsense|xtion)/[^/]+/)" + r"[-_]".join([r"(\d+)"] * 6))
+
+_NEXT_NUMBER = 1
+_SAME_VISIT_S = 60
 
 
 @dataclass(frozen=True)
@@ -88,50 +87,32 @@ def sun_rgbd(
     """List the scenes of SUN RGB-D's 19 classes; depth is in metres.
 
     "test" is the official one; "val" is held out of the official training split by room, "train" is
-    the rest, "trainval" both. A stream whose folder holds no file is absent.
+    the rest, "trainval" both; train, val and test by default. A stream whose folder holds no file
+    is absent.
 
-    Args:
-        root: the folder SUNRGBD, or the one that it and SUNRGBDtoolbox were unpacked in.
-        splits: those to list; train, val and test by default.
-        streams: "rgb", "depth" or both, in order.
-        depth: ``"filled"`` (depth_bfx) or ``"raw"`` (depth).
-        held_out: how "val" is held out.
-        max_pixels: height × width above which a file is unreadable.
-        on_error: what a folder does that is missing, has no label or two files in a stream:
-            ``"raise"``, or ``"skip"`` leaves it out.
-        report: takes lines about what is left out and held out.
+    ``root`` is the folder SUNRGBD, or the one that it and SUNRGBDtoolbox were unpacked in;
+    ``depth`` is ``"filled"`` (depth_bfx) or ``"raw"`` (depth). Other arguments are as in
+    :mod:`manystream.data.files`; bad input is a folder that is missing, has no label or two files
+    in a stream.
 
     Raises:
         ValueError: if the tree or the toolbox is missing, saying where to get it and where it is
             expected; or for an unusable folder that is not to be skipped.
     """
-    splits, held_out = splits or (TRAIN, VAL, TEST), held_out or HeldOut()
-    wanted, tree = by_official_list(splits, _LISTS), _tree(Path(root))
+    tree = _tree(Path(root))
     if not is_sun_rgbd(tree):
         raise ValueError(f"no kv1, kv2, realsense or xtion in {tree}; unpack it there from {HOME}")
-    scenes: list[_Scene] = []
-    names: list[str] = []
-    for official, of_list in wanted.items():
-        found = _scenes(tree, official, depth, Problems(on_error, report))
-        _report_other_classes(of_list, found, report)
-        known = [scene for scene in found if scene.label in CLASSES]
-        targets = [CLASSES.index(x.label) for x in known]
-        names += held_out.divide(of_list, targets, [x.group for x in known], report)
-        scenes += known
-    files, (rgb, metres) = ImageFiles(tree, max_pixels), RGBD_IN_METRES
-    table = SampleTable(
-        (
-            Column(rgb, files, [x.files[0] for x in scenes]),
-            Column(metres, files, [x.files[1] for x in scenes], DecodeDepth()),
-        ),
+    files = ImageFiles(tree, max_pixels)
+    return official_table(
+        partial(_listed, tree, _DEPTH_FOLDERS[depth], Problems(on_error, report)),
+        _LISTS,
+        (Column(RGB, files), Column(METRES, files, decode=DecodeDepth())),
         CLASSES,
-        [x.folder for x in scenes],
-        torch.tensor([CLASSES.index(x.label) for x in scenes]),
-        names,
-        [x.group for x in scenes],
-        held_out if VAL in names else None,
+        splits=splits,
+        streams=streams,
+        held_out=held_out,
+        report=report,
     )
-    return table.only(splits).with_streams(names_of(streams, RGBD_IN_METRES))
 
 
 def is_sun_rgbd(root: Path) -> bool:
@@ -139,29 +120,27 @@ def is_sun_rgbd(root: Path) -> bool:
     return any((_tree(root) / sensor).is_dir() for sensor in ("kv1", "kv2", "realsense", "xtion"))
 
 
-class _Scene(NamedTuple):
-    """One scene folder: its path below the tree, label, files in every stream, and room."""
-
-    folder: str
-    label: str
-    files: tuple[str | None, ...]
-    group: str = ""
-
-
 def _tree(root: Path) -> Path:
     return root / "SUNRGBD" if (root / "SUNRGBD").is_dir() else root
 
 
-def _scenes(tree: Path, official: str, depth: str, problems: Problems) -> list[_Scene]:
-    """Look into the folders of an official list, in its order."""
+def _listed(
+    tree: Path, depth: str, problems: Problems, official: str, wanted: Sequence[str]
+) -> list[Sample]:
+    """List the scenes of an official list that are of the 19 classes, in its order."""
     path = _split_file(tree)
-    listed = [_relative(folder, path) for folder in read_strings(path, official)]
-    found = [_look_at(tree, folder, _DEPTH_FOLDERS[depth]) for folder in listed]
+    folders = [_relative(folder, path) for folder in read_strings(path, official)]
+    found = [_look_at(tree, folder, depth) for folder in folders]
     unusable = [x for x in found if isinstance(x, Problem)]
     problems.settle("unusable folders", unusable, "are left out")
-    scenes = [x for x in found if isinstance(x, _Scene)]
-    groups = scene_groups([x.folder for x in scenes], [x.label for x in scenes])
-    return [x._replace(group=group) for x, group in zip(scenes, groups, strict=True)]
+    scenes = [x for x in found if isinstance(x, Sample)]
+    groups = scene_groups([x.id for x in scenes], [x.label for x in scenes])
+    _report_other_classes(wanted, scenes, problems.report)
+    return [
+        x._replace(group=group)
+        for x, group in zip(scenes, groups, strict=True)
+        if x.label in CLASSES
+    ]
 
 
 def _split_file(tree: Path) -> Path:
@@ -183,18 +162,18 @@ def _relative(folder: str, path: Path) -> str:
     return inside
 
 
-def _look_at(tree: Path, folder: str, depth: str) -> _Scene | Problem:
+def _look_at(tree: Path, folder: str, depth: str) -> Sample | Problem:
     label_file = tree / folder / "scene.txt"
     try:
         label = label_file.read_text(encoding="utf-8").strip()
-        files = (_only_file(tree, folder, "image"), _only_file(tree, folder, depth))
+        files = {"rgb": _only_file(tree, folder, "image"), "depth": _only_file(tree, folder, depth)}
     except FileNotFoundError:
         return Problem(str(label_file), f"it is missing; unpack it from {HOME}")
     except (OSError, ValueError) as error:
         return Problem(str(tree / folder), str(error))
     if not label:
         return Problem(str(label_file), "its label is empty; expected a class")
-    return _Scene(folder, label, files)
+    return Sample(folder, files, label)
 
 
 def _only_file(tree: Path, folder: str, stream: str) -> str | None:
@@ -209,13 +188,43 @@ def _only_file(tree: Path, folder: str, stream: str) -> str | None:
     return f"{folder}/{stream}/{images[0]}" if images else None
 
 
-def _report_other_classes(wanted: Sequence[str], scenes: Sequence[_Scene], report: Report) -> None:
+def _report_other_classes(wanted: Sequence[str], scenes: Sequence[Sample], report: Report) -> None:
     other = Counter(scene.label for scene in scenes if scene.label not in CLASSES)
     said_of = [split for split in wanted if split != VAL]
     if other and said_of:
-        listed = [f"{label} {count}" for label, count in other.most_common(_CLASSES_SHOWN)]
-        listed += ["…"] * (len(other) > _CLASSES_SHOWN)
+        listed = [f"{label} {count}" for label, count in other.most_common()]
         report(
             f"{said_of[0]}: {other.total()} of {len(scenes)} official samples are outside the "
-            f"{len(CLASSES)} classes and left out: {', '.join(listed)}"
+            f"{len(CLASSES)} classes and left out: {first_few(listed, _CLASSES_SHOWN)}"
         )
+
+
+def scene_groups(folders: Sequence[str], labels: Sequence[str]) -> list[str]:
+    """Name the group of each folder; folders of one room share it as far as names tell.
+
+    - ``xtion/sun3ddata/<place>/…``: all recordings of a place.
+    - ``kv2/kinect2data/…_rgbf…``: all frames of a video.
+    - ``kv1``: pictures with consecutive numbers and the same label. NYU's are sorted by scene, and
+      the names of its scenes are not part of SUN RGB-D.
+    - ``realsense`` and what else has a date and a time: pictures of one camera with the same label,
+      each less than a minute after the one before it.
+    - Anything else: its own.
+    """
+    groups, shots = list(folders), []
+    for i, folder in enumerate(folders):
+        if found := _PLACE.match(folder):
+            groups[i] = found[1]
+        elif found := _VIDEO.match(folder):
+            groups[i] = found[1] + found[2]
+        elif found := _NUMBERED.match(folder):
+            shots.append((found[1], labels[i], int(found[2]), _NEXT_NUMBER, i))
+        elif found := _TIMED.match(folder):
+            with suppress(ValueError):  # Six numbers that are no date.
+                moment = datetime.strptime(" ".join(found.groups()[1:]), "%Y %m %d %H %M %S")
+                moment = moment.replace(tzinfo=timezone.utc)
+                shots.append((found[1], labels[i], int(moment.timestamp()), _SAME_VISIT_S, i))
+    for a, b in pairwise(sorted(shots)):
+        (*series, before, _, first), (*of_next, position, reach, second) = a, b
+        if series == of_next and position - before <= reach:
+            groups[second] = groups[first]
+    return groups

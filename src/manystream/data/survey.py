@@ -13,12 +13,12 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from manystream.data.image import UnreadableImageError
-from manystream.data.statistics import Moments, StreamStatistics, image_moments, merge_moments
+from manystream.data.statistics import StreamStatistics, image_moments, pooled
 from manystream.data.streams import StreamSpec
 from manystream.data.table import SampleTable
 
@@ -41,7 +41,7 @@ class Look(NamedTuple):
         size: height and width.
         digest: the same for two images if and only if they have the same pixels.
         constant: the one value that all pixels have; None if they differ.
-        moments: count, mean and squared deviations of each channel's pixels.
+        moments: count, mean and squared deviations of each channel's pixels, shape (3, C).
     """
 
     problem: str = ""
@@ -50,7 +50,7 @@ class Look(NamedTuple):
     size: tuple[int, int] = (0, 0)
     digest: str = ""
     constant: float | None = None
-    moments: Moments | None = None
+    moments: np.ndarray | None = None
 
 
 Looks = Mapping[Image, Look]
@@ -65,29 +65,29 @@ def look_at(
 ) -> dict[Image, Look]:
     """Read every present image once, in threads, but for those that were seen before.
 
-    Args:
-        table: the samples.
-        limit: look at this many samples only, evenly spaced over the table.
-        progress: called after each image that is read with the number done and the number to do.
-
-    Raises:
-        ValueError: if ``limit`` is below 1.
+    ``limit`` is how many samples are looked at, evenly spaced over the table; all by default.
+    ``progress`` is called after each image that is read with the number done and the number to do.
     """
     images = _present_images(table, limit)
     file = _cache_file(table)
-    kept = {} if file is None else _load(file)
-    names = {image: _name(table, *image) for image in images} if file is not None else {}
+    kept = _load(file)
+    # Named before it is read: what changes in between is looked at again.
+    names = {image: _name(table, image) for image in images} if file is not None else {}
     looks = {
-        image: kept[name.image][1]
-        for image, name in names.items()
-        if name.image in kept and kept[name.image][0] == name.stamp
+        image: kept[name][1]
+        for image, (name, stamp) in names.items()
+        if name in kept and kept[name][0] == stamp
     }
     todo = [image for image in images if image not in looks]
-    looks |= zip(todo, _look_at_each(table, todo, progress), strict=True)
+    with ThreadPoolExecutor() as pool:  # Decoders release the GIL.
+        for done, look in enumerate(pool.map(lambda image: _look(table, *image), todo)):
+            looks[todo[done]] = look
+            if progress is not None:
+                progress(done + 1, len(todo))
     if file is not None and todo:
         # What could not be used may be mended without a trace, as by other rights.
         new = [(names[image], looks[image]) for image in todo if not looks[image].problem]
-        _save(file, kept | {name.image: (name.stamp, look) for name, look in new})
+        _save(file, kept | {name: (stamp, look) for (name, stamp), look in new})
     return {image: looks[image] for image in images}
 
 
@@ -95,12 +95,8 @@ def unusable(table: SampleTable, looks: Looks, *, same_view: bool = False) -> di
     """Return the images that cannot be used, and why.
 
     Besides those that cannot be read or do not fit their stream, images with another dtype than
-    most of their stream, and those of samples that cannot show the same view.
-
-    Args:
-        table: the samples.
-        looks: what was seen of them.
-        same_view: whether the images of a sample are all unusable if they differ in aspect ratio.
+    most of their stream; and with ``same_view`` all images of a sample that differ in aspect ratio,
+    so cannot show the same view.
     """
     found = {image: look.problem for image, look in looks.items() if look.problem}
     found |= other_dtypes(table, looks)
@@ -116,13 +112,15 @@ def unusable(table: SampleTable, looks: Looks, *, same_view: bool = False) -> di
 
 def other_dtypes(table: SampleTable, looks: Looks) -> dict[Image, str]:
     """Return readable images with other numbers than most of their stream, as 8 bits among 16."""
-    usable = {image: look for image, look in looks.items() if not look.problem}
-    counts = [Counter(look.dtype for (_, m), look in usable.items() if m == s) for s in _all(table)]
+    dtypes = {image: look.dtype for image, look in looks.items() if not look.problem}
+    counts: list[Counter[str]] = [Counter() for _ in table.columns]
+    for (_, stream), dtype in dtypes.items():
+        counts[stream][dtype] += 1
     usual = [of_stream.most_common(1)[0][0] if of_stream else "" for of_stream in counts]
     return {
-        image: f"it has {look.dtype} values; expected {usual[image[1]]} as in most of its stream"
-        for image, look in usable.items()
-        if look.dtype != usual[image[1]]
+        image: f"it has {dtype} values; expected {usual[image[1]]} as in most of its stream"
+        for image, dtype in dtypes.items()
+        if dtype != usual[image[1]]
     }
 
 
@@ -143,33 +141,19 @@ def mixed_views(looks: Looks) -> dict[Image, str]:
 def statistics(
     table: SampleTable, looks: Looks, samples: Iterable[int] | None = None
 ) -> tuple[StreamStatistics, ...]:
-    """Return each stream's mean and standard deviation over images, whatever their order.
+    """Return each stream's mean and standard deviation over what was seen of some samples, or all.
 
     In a ``"depth"`` stream only readings count: finite and above 0. Where nothing could be counted
-    the mean is 0 and the deviation 1.
-
-    Args:
-        table: the samples.
-        looks: what was seen of them.
-        samples: numbers of those that count; all by default. An image counts where the table has
-            it: take unusable ones out first.
+    the mean is 0 and the deviation 1. An image counts where the table has it: take unusable ones
+    out first.
     """
     counted = set(range(len(table)) if samples is None else samples)
-    return tuple(
-        merge_moments(
-            (
-                look.moments
-                for (i, stream), look in looks.items()
-                if stream == m and i in counted and look.moments is not None
-            ),
-            table.streams[m].channels,
-        ).statistics()
-        for m in _all(table)
-    )
-
-
-def _all(table: SampleTable) -> range:
-    return range(len(table.columns))
+    moments: list[list[np.ndarray]] = [[] for _ in table.columns]
+    for (i, stream), look in looks.items():
+        if i in counted and look.moments is not None:
+            moments[stream].append(look.moments)
+    streams = zip(moments, table.streams, strict=True)
+    return tuple(pooled(of_stream, spec.channels) for of_stream, spec in streams)
 
 
 def _present_images(table: SampleTable, limit: int | None) -> list[Image]:
@@ -178,18 +162,6 @@ def _present_images(table: SampleTable, limit: int | None) -> list[Image]:
     total = len(table)
     chosen = np.unique(np.linspace(0, total - 1, min(limit or total, total)).round().astype(int))
     return [(int(chosen[row]), m) for row, m in table.present[chosen].nonzero().tolist()]
-
-
-def _look_at_each(
-    table: SampleTable, images: Sequence[Image], progress: Progress | None
-) -> list[Look]:
-    found: list[Look] = []
-    with ThreadPoolExecutor() as pool:  # Decoders release the GIL.
-        for seen in pool.map(lambda image: _look(table, *image), images):
-            found.append(seen)
-            if progress is not None:
-                progress(len(found), len(images))
-    return found
 
 
 def _look(table: SampleTable, sample: int, stream: int) -> Look:
@@ -202,9 +174,10 @@ def _look(table: SampleTable, sample: int, stream: int) -> Look:
     size, digest = (pixels.shape[0], pixels.shape[1]), _digest(pixels)
     if problem := _misfit(pixels, column.spec):
         return Look(problem, dtype=dtype, size=size, digest=digest)
+    first = pixels.flat[0]
+    constant = float(first) if (pixels == first).all() else None
     moments = image_moments(pixels, column.spec)
-    doubt = _doubt(pixels, column.spec)
-    return Look("", doubt, dtype, size, digest, _constant(pixels), moments)
+    return Look("", _doubt(pixels, column.spec), dtype, size, digest, constant, moments)
 
 
 def _misfit(pixels: np.ndarray, spec: StreamSpec) -> str:
@@ -228,11 +201,6 @@ def _digest(pixels: np.ndarray) -> str:
     digest = hashlib.blake2b(f"{pixels.shape} {pixels.dtype}".encode(), digest_size=16)
     digest.update(np.ascontiguousarray(pixels).data)
     return digest.hexdigest()
-
-
-def _constant(pixels: np.ndarray) -> float | None:
-    first = pixels.flat[0]
-    return float(first) if (pixels == first).all() else None
 
 
 def _one_view(sizes: Sequence[tuple[int, int]]) -> bool:
@@ -259,18 +227,12 @@ def _cache_file(table: SampleTable) -> Path | None:
     return folder / "survey" / f"{_hashed(str(root.resolve()))}.json"
 
 
-class _Name(NamedTuple):
-    """What an image is called in the cache, and what changes whenever it may have changed."""
-
-    image: str
-    stamp: str
-
-
-def _name(table: SampleTable, sample: int, stream: int) -> _Name:
-    column, spec = table.columns[stream], table.columns[stream].spec
-    cell = column.cells[sample]
-    image = column.storage.path(cell), spec.channels, spec.kind, spec.unit, column.decode
-    return _Name(_hashed(image), _hashed(column.storage.stamp(cell)))
+def _name(table: SampleTable, image: Image) -> tuple[str, str]:
+    """Name an image in the cache, with a stamp that changes whenever it may have changed."""
+    column = table.columns[image[1]]
+    cell, spec = column.cells[image[0]], column.spec
+    what = column.storage.path(cell), spec.channels, spec.kind, spec.unit, column.decode
+    return _hashed(what), _hashed(column.storage.stamp(cell))
 
 
 def _hashed(what: object) -> str:
@@ -278,16 +240,25 @@ def _hashed(what: object) -> str:
     return hashlib.blake2b(text, digest_size=12).hexdigest()
 
 
-def _load(file: Path) -> Kept:
+def _load(file: Path | None) -> Kept:
+    if file is None:
+        return {}
     try:
         kept = json.loads(file.read_text(encoding="utf-8"))[str(_VERSION)]
-        return {name: (stamp, _unpacked(values)) for name, (stamp, values) in kept.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {
+            name: (stamp, Look(*values)._replace(size=(h, w), moments=np.array(moments, float)))
+            for name, (stamp, values) in kept.items()
+            for (h, w), moments in [(values[3], values[6])]
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
         return {}  # None kept yet, of another version, or damaged: look again.
 
 
 def _save(file: Path, kept: Kept) -> None:
-    content = {name: (stamp, _packed(look)) for name, (stamp, look) in kept.items()}
+    content = {
+        name: (stamp, look._replace(moments=np.asarray(look.moments).tolist()))
+        for name, (stamp, look) in kept.items()
+    }
     # Ranks may look at once: each writes its own file, and the last one to finish takes the name.
     partial = file.with_suffix(f".{os.getpid()}")
     try:
@@ -296,15 +267,3 @@ def _save(file: Path, kept: Kept) -> None:
         partial.replace(file)
     except OSError:  # A disk that is full or cannot be written to: look again the next time.
         return
-
-
-def _packed(look: Look) -> list[Any]:
-    moments = look.moments
-    assert moments is not None
-    return [*look[:-1], [moments.count.tolist(), moments.mean.tolist(), moments.m2.tolist()]]
-
-
-def _unpacked(values: list[Any]) -> Look:
-    problem, doubt, dtype, (height, width), digest, constant, moments = values
-    sums = Moments(*np.array(moments, np.float64))
-    return Look(problem, doubt, dtype, (height, width), digest, constant, sums)

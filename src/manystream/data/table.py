@@ -7,16 +7,16 @@ and a storage that reads them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from manystream.data.image import MAX_PIXELS, UnreadableImageError, read_image
+from manystream.data.image import UnreadableImageError
 from manystream.data.splitting import TRAIN, TRAINVAL, VAL, HeldOut
 from manystream.data.statistics import StreamStatistics
 from manystream.data.streams import StreamSpec, numbers_of
@@ -31,7 +31,7 @@ Table = TypeVar("Table", bound="SampleTable")
 
 
 class Storage(Protocol):
-    """Where the images of a stream are kept."""
+    """Where the images of a stream are kept: what a column's cells stand for."""
 
     @property
     def root(self) -> Path | None:
@@ -39,11 +39,7 @@ class Storage(Protocol):
         ...
 
     def read(self, cell: Cell) -> np.ndarray:
-        """Read one image as stored, shape (H, W, C); uint8, uint16 or float32.
-
-        Raises:
-            UnreadableImageError: if it is missing or damaged.
-        """
+        """Read one image as stored, (H, W, C), or raise :class:`UnreadableImageError`."""
         ...
 
     def path(self, cell: Cell) -> Path:
@@ -55,30 +51,21 @@ class Storage(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class ImageFiles:
-    """Images in files below a folder; a cell is a path relative to it.
+class Sample(NamedTuple):
+    """One sample as an importer lists it.
 
     Attributes:
-        root: the folder.
-        max_pixels: height × width above which a file is unreadable.
+        id: a name for it.
+        cells: what stands for its images, by the name of a stream; streams that it lacks may miss.
+        label: name of its class; empty where nothing is labelled.
+        split, group: as in :class:`SampleTable`; empty if unknown.
     """
 
-    root: Path
-    max_pixels: int = MAX_PIXELS
-
-    def read(self, cell: str) -> np.ndarray:
-        return read_image(self.root / cell, self.max_pixels)
-
-    def path(self, cell: str) -> Path:
-        return self.root / cell
-
-    def stamp(self, cell: str) -> Hashable:
-        try:
-            status = (self.root / cell).stat()
-        except OSError:  # A link to nowhere or to itself; reading it will say so.
-            return cell, self.max_pixels
-        return cell, self.max_pixels, status.st_size, status.st_mtime_ns
+    id: str
+    cells: Mapping[str, Cell | None]
+    label: str
+    split: str = ""
+    group: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,13 +82,9 @@ class Column:
 
     spec: StreamSpec
     storage: Storage
-    cells: Sequence[Cell | None]
+    cells: Sequence[Cell | None] = ()
     decode: Decode | None = None
     statistics: dict[str, StreamStatistics] | None = None
-
-    def select(self, rows: Sequence[int]) -> Column:
-        """Return the column of some samples."""
-        return replace(self, cells=[self.cells[i] for i in rows])
 
     def read(self, cell: Cell) -> tuple[np.ndarray, str]:
         """Read an image, (H, W, C), and say in which dtype it is stored.
@@ -148,6 +131,32 @@ class SampleTable:
         if self.groups is not None and not any(self.groups):
             object.__setattr__(self, "groups", None)
 
+    @classmethod
+    def of(
+        cls: type[Table],
+        samples: Sequence[Sample],
+        columns: Iterable[Column],
+        classes: Sequence[str],
+        held_out: HeldOut | None = None,
+    ) -> Table:
+        """Make a table of samples, with columns that have no cells yet.
+
+        ``held_out`` is kept if there is a split val; without classes, targets are 0.
+        """
+        number = {name: i for i, name in enumerate(classes)} or {"": 0}
+        return cls(
+            tuple(
+                replace(x, cells=[sample.cells.get(x.spec.name) for sample in samples])
+                for x in columns
+            ),
+            tuple(classes),
+            [sample.id for sample in samples],
+            torch.tensor([number[sample.label] for sample in samples], dtype=torch.int64),
+            [sample.split for sample in samples],
+            [sample.group for sample in samples],
+            held_out if any(sample.split == VAL for sample in samples) else None,
+        )
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -166,11 +175,7 @@ class SampleTable:
         return self.columns[stream].read(self._cell(index, stream))[0]
 
     def path(self, index: int, stream: int) -> Path:
-        """Return the file of an image, or what stands for it in messages.
-
-        Raises:
-            ValueError: if the sample lacks that stream.
-        """
+        """Return the file of an image that a sample has, or what stands for it in messages."""
         return self.columns[stream].storage.path(self._cell(index, stream))
 
     def labels(self) -> list[str]:
@@ -195,16 +200,11 @@ class SampleTable:
             raise ValueError(f"split={split!r} has no samples; splits here: {there}")
         return self.select(rows)
 
-    def only(self: Table, splits: Sequence[str]) -> Table:
-        """Return the samples of some splits, in the table's order."""
-        rows = sorted({row for split in splits for row in self.rows(split)})
-        return self if len(rows) == len(self) else self.select(rows)
-
     def select(self: Table, rows: Sequence[int]) -> Table:
         """Return some samples, by their numbers."""
         return replace(
             self,
-            columns=tuple(column.select(rows) for column in self.columns),
+            columns=tuple(replace(x, cells=[x.cells[i] for i in rows]) for x in self.columns),
             ids=[self.ids[i] for i in rows],
             targets=self.targets[list(rows)],
             splits=[self.splits[i] for i in rows],
@@ -221,13 +221,9 @@ class SampleTable:
         return replace(self, columns=columns).without_empty()
 
     def without(self: Table, images: Collection[tuple[int, int]]) -> Table:
-        """Return the table with some images absent; samples left with none are left out.
+        """Return the table with some images absent, each by its sample's and its stream's number.
 
-        Args:
-            images: each by the numbers of its sample and of its stream.
-
-        Raises:
-            ValueError: if no sample is left.
+        Samples left with none are left out; it is a ValueError if none is left.
         """
         columns = []
         for m, column in enumerate(self.columns):
@@ -237,11 +233,7 @@ class SampleTable:
         return replace(self, columns=tuple(columns)).without_empty()
 
     def without_empty(self: Table) -> Table:
-        """Return the samples that have an image.
-
-        Raises:
-            ValueError: if there are none.
-        """
+        """Return the samples that have an image; it is a ValueError if there are none."""
         rows = self.present.any(dim=1).nonzero().flatten().tolist()
         if not rows:
             names = ", ".join(spec.name for spec in self.streams)
@@ -261,6 +253,15 @@ class SampleTable:
         absent = (~self.present).sum(dim=0).tolist()
         return {spec.name: count for spec, count in zip(self.streams, absent, strict=True)}
 
+    def summary(self) -> str:
+        """Say how many samples there are, and how many lack each stream."""
+        lacks = [
+            f"{name} is missing in {count} ({count / len(self):.1%})"
+            for name, count in self.absences().items()
+            if count
+        ]
+        return f"{len(self)} samples; {'; '.join(lacks) or 'every stream present in all'}"
+
     def _cell(self, index: int, stream: int) -> Cell:
         column = self.columns[stream]
         cell = column.cells[index]
@@ -276,18 +277,9 @@ class ArrayTable(SampleTable):
     """A table whose images are rows of arrays, so that those of many samples are read at once."""
 
     def read_many(self, indices: Sequence[int], stream: int, *, pinned: bool = False) -> Tensor:
-        """Read a stream of several samples that have it; several threads may do so at a time.
+        """Read a stream of samples that have it, (K, H, W, C), with the values as stored.
 
-        Args:
-            indices: numbers of the samples.
-            stream: number of the stream.
-            pinned: whether to read into page-locked memory, which a GPU copies by itself.
-
-        Returns:
-            Shape (K, H, W, C), with the values as stored.
-
-        Raises:
-            UnreadableImageError: if a row is damaged.
+        Several threads may do so at a time; ``pinned`` memory is copied by a GPU itself.
         """
         cells = [self._cell(i, stream) for i in indices]
         storage: Any = self.columns[stream].storage

@@ -17,10 +17,16 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from manystream.batch import StreamBatch
-from manystream.data.augmentation import Draw
-from manystream.data.photometry import disturb_depth, jitter_color
-from manystream.data.preprocessing import Preprocessing, as_tensor, normalise, resize
-from manystream.data.resampling import Size, channels_first, crop_resize
+from manystream.data.augmentation import Draw, disturb_depth, jitter_color
+from manystream.data.preprocessing import (
+    Preprocessing,
+    Size,
+    as_tensor,
+    channels_first,
+    crop_resize,
+    normalise,
+    resize,
+)
 from manystream.data.streams import StreamSpec
 from manystream.presence import Presence, upload
 
@@ -36,17 +42,17 @@ _MOST_FOR_EACH_PIXEL = 8
 
 @dataclass(frozen=True, eq=False)
 class RawBatch:
-    """Images as stored, and what was drawn for them.
+    """Images as stored, and what was drawn for them; samples are in the caller's order.
 
     Attributes:
         images: the present rows of each stream in their stored dtype and in sorted order: B_m of
             (H, W, C) as they were read, or one (B_m, H, W, C).
         frames: where each image is to be cut, and whether it is to be flipped, shape (B_m, 5):
             top, bottom, left, right, 0 or 1; None where all are taken as they are.
-        draws: what was drawn for each sample, in the caller's order.
+        draws: what was drawn for each sample.
         presence: who has which stream.
-        target: of each sample, in the caller's order.
-        ids: name of each sample, in the caller's order, for messages.
+        target: of each sample.
+        ids: name of each sample, for messages.
     """
 
     images: tuple[Tensor | list[Tensor], ...]
@@ -73,12 +79,7 @@ class RawBatch:
 def prepare(raw: RawBatch, preprocessing: Preprocessing) -> StreamBatch:
     """Turn a batch as stored into one for the network, on the device it is on.
 
-    Args:
-        raw: the batch; for a GPU as :func:`packed` made it.
-        preprocessing: size, streams and statistics.
-
-    Returns:
-        Streams of shape (B_m, C_m, *size), float32.
+    For a GPU the batch is as :func:`packed` made it. Streams are (B_m, C_m, *size), float32.
     """
     streams = tuple(_prepare_stream(raw, m, preprocessing) for m in range(len(raw.images)))
     return StreamBatch(streams, raw.presence, target=raw.target, ids=raw.ids)
@@ -89,10 +90,6 @@ def packed(raw: RawBatch, preprocessing: Preprocessing) -> RawBatch:
 
     Images smaller than the others are filled up at the bottom and right. One with more than eight
     times the network's pixels is cut and resized here, to just what the network is to see.
-
-    Args:
-        raw: a batch as it was read.
-        preprocessing: size and streams.
     """
     pairs = [
         _pack(images, frames, spec, preprocessing.size)
@@ -112,21 +109,16 @@ def _prepare_stream(raw: RawBatch, stream: int, preprocessing: Preprocessing) ->
     at_once = max(1, pixels // (shape[2] * shape[3]))
     for first in range(0, len(images), at_once):
         rows = slice(first, first + at_once)
-        framed = _frame(images[rows], None if frames is None else frames[rows], spec, shape[2:])
+        if frames is None:
+            assert isinstance(images, Tensor), "only a packed batch is taken as it is"
+            framed = channels_first(images[rows])
+        else:
+            # Blending a reading of depth with a missing one would invent a distance.
+            nearest = spec.kind == "depth"
+            framed = crop_resize(images[rows], frames[rows], shape[2:], nearest=nearest)
         changed = _vary(framed, spec, draws[rows], stream)
         prepared[rows] = normalise(changed, spec, preprocessing.statistics[stream])
     return prepared
-
-
-def _frame(
-    images: Tensor | list[Tensor], frames: Tensor | None, spec: StreamSpec, size: Size
-) -> Tensor:
-    """Cut, resize and flip as drawn; (B, C, *size), float32."""
-    if frames is None:
-        assert isinstance(images, Tensor), "only a packed batch is taken as it is"
-        return channels_first(images)
-    # Blending a reading of depth with a missing one would invent a distance.
-    return crop_resize(images, frames, size, nearest=spec.kind == "depth")
 
 
 def _vary(images: Tensor, spec: StreamSpec, draws: Sequence[Draw], stream: int) -> Tensor:
@@ -144,7 +136,8 @@ def _pack(
 ) -> tuple[Tensor, Tensor | None]:
     if frames is None:
         return _stack(images), None
-    large = [_is_large(image, size) for image in images]
+    most = _MOST_FOR_EACH_PIXEL * size[0] * size[1]
+    large = [image.shape[0] * image.shape[1] > most for image in images]
     if any(large):
         pairs = [
             _fit(image, frame, spec, size) if is_large else (image, frame)
@@ -153,10 +146,6 @@ def _pack(
         images, frames = [image for image, _ in pairs], torch.stack([frame for _, frame in pairs])
     as_they_are = bool((frames == torch.tensor([0, size[0], 0, size[1], 0])).all())
     return _stack(images), None if as_they_are else frames
-
-
-def _is_large(image: Tensor, size: Size) -> bool:
-    return image.shape[0] * image.shape[1] > _MOST_FOR_EACH_PIXEL * size[0] * size[1]
 
 
 def _fit(image: Tensor, frame: Tensor, spec: StreamSpec, size: Size) -> tuple[Tensor, Tensor]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
+from manystream.data.files import ImageFiles
 from manystream.data.options import DataOptions
 from manystream.data.pairing import mismatches, one_sided_classes
-from manystream.data.problems import OnError, Problem, Problems, Report
+from manystream.data.problems import Problem, Problems, Report
 from manystream.data.scenes import RenderedScenes
 from manystream.data.statistics import StreamStatistics
 from manystream.data.survey import Image, Progress, look_at, statistics, unusable
-from manystream.data.table import ImageFiles, SampleTable
+from manystream.data.table import SampleTable
 
 _SCENES_SURVEYED = 256
 
@@ -39,7 +40,7 @@ def usable_samples(
     report: Report = print,
     progress: Progress | None = None,
 ) -> Usable:
-    """Look at every image of a table once, and take out what cannot be used.
+    """Look at every image of some splits once, and take out what cannot be used.
 
     Args:
         table: the samples.
@@ -48,24 +49,27 @@ def usable_samples(
         trained: whether this is for a model that is trained already: streams and classes that do
             not seem to fit together are then told only.
         report: takes lines about absent and unusable images.
-        progress: called with how many images have been looked at and how many there are, for those
-            that are not known from an earlier run.
+        progress: as for :func:`manystream.data.survey.look_at`.
 
     Raises:
         ValueError: if there is bad input and ``on_error`` is ``"raise"``.
     """
+    problems = Problems(options.on_error, report)
     for split in splits:
-        _check_pairing(table.part(split), split, "skip" if trained else options.on_error, report)
-    table = _one_label_each(table, Problems(options.on_error, report))
+        part = table.part(split)
+        what = f"{split}: streams or classes that do not fit together"
+        told = Problems("skip", report) if trained else problems
+        told.settle(what, mismatches(part), "are used as they are")
+        for name, streams in one_sided_classes(part).items():
+            report(f"{split}: class {name!r} has no image of {', '.join(streams)}")
+    table = _one_label_each(table, problems)
     known = _known_statistics(table, splits)
     if known is None:
-        found = look_over(
-            table, splits, Problems(options.on_error, report), options.same_view, progress
-        )
+        found = look_over(table, splits, problems, options.same_view, progress)
     else:
         found = Usable(table, known)
     for split in splits:
-        _report_absences(found.table.part(split), split, report)
+        report(f"{split}: {found.table.part(split).summary()}")
     return found
 
 
@@ -78,32 +82,23 @@ def look_over(
 ) -> Usable:
     """Look at every image once; take out what cannot be used, unless it is to stop the run.
 
-    Args:
-        table: the samples.
-        splits: those to give statistics of.
-        problems: what bad input does.
-        same_view: whether the images of a sample are unusable if they differ in aspect ratio.
-        progress: as for :func:`usable_samples`.
+    The arguments are those of :func:`usable_samples`; ``splits`` are those to give statistics of.
     """
     looks = look_at(table, progress=progress)
     bad = unusable(table, looks, same_view=same_view)
     doubts = {image: x.doubt for image, x in looks.items() if x.doubt and image not in bad}
-    problems.settle(
-        "depth images with values that are no depth",
-        _problems(table, doubts),
-        "count as no reading",
-    )
-    problems.settle("unreadable images", _problems(table, bad), "count as absent")
+    for what, images, skipped in (
+        ("depth images with values that are no depth", doubts, "count as no reading"),
+        ("unreadable images", bad, "count as absent"),
+    ):
+        found = [Problem(str(table.path(*image)), reason) for image, reason in images.items()]
+        problems.settle(what, found, skipped)
     good = {image: look for image, look in looks.items() if image not in bad}
-    found = {split: statistics(table, good, table.rows(split)) for split in splits}
+    known = {split: statistics(table, good, table.rows(split)) for split in splits}
     readable = table.without(bad) if bad else table
     if dropped := len(table) - len(readable):
         problems.report(f"{dropped} samples had nothing else and are left out")
-    return Usable(readable, found)
-
-
-def _problems(table: SampleTable, images: dict[Image, str]) -> list[Problem]:
-    return [Problem(str(table.path(*image)), reason) for image, reason in images.items()]
+    return Usable(readable, known)
 
 
 def _known_statistics(
@@ -122,54 +117,20 @@ def _known_statistics(
     }
 
 
-def _check_pairing(table: SampleTable, split: str, on_error: OnError, report: Report) -> None:
-    """Say what cannot have been meant; before training, it stops the run unless it is skipped."""
-    what = f"{split}: streams or classes that do not fit together"
-    Problems(on_error, report).settle(what, mismatches(table), "are used as they are")
-    for name, streams in one_sided_classes(table).items():
-        report(f"{split}: class {name!r} has no image of {', '.join(streams)}")
-
-
 def _one_label_each(table: SampleTable, problems: Problems) -> SampleTable:
     """Take out samples that share a file and not the label, unless they are to stop the run."""
-    found = dict(sorted(_contradicted(table)))
-    problems.settle(
-        "samples with a file of another label",
-        [Problem(table.ids[i], reason) for i, reason in found.items()],
-        "are left out",
-    )
-    return table.select([i for i in range(len(table)) if i not in found]) if found else table
-
-
-def _contradicted(table: SampleTable) -> Iterator[tuple[int, str]]:
-    """Find samples that share a file with one of another label, and say what is wrong."""
     having: dict[tuple[int, int], list[Image]] = {}
     for i, m in table.present.nonzero().tolist():
-        in_files = isinstance(table.columns[m].storage, ImageFiles)
-        if in_files and (key := _file_key(table.path(i, m))) is not None:
-            having.setdefault(key, []).append((i, m))
-    targets = table.targets.tolist()
+        if isinstance(table.columns[m].storage, ImageFiles):
+            with suppress(OSError):  # A path that leads to no file; reading it will say so.
+                status = table.path(i, m).stat()
+                having.setdefault((status.st_dev, status.st_ino), []).append((i, m))
+    labels, found = table.labels(), {}
     for images in having.values():
-        if len({targets[i] for i, _ in images}) > 1:
-            named = ", ".join(dict.fromkeys(table.classes[targets[i]] for i, _ in images))
+        if len(named := dict.fromkeys(labels[i] for i, _ in images)) > 1:
             for i, m in images:
-                yield i, f"its file {table.path(i, m)} has the labels {named}; expected one"
-
-
-def _file_key(file: Path) -> tuple[int, int] | None:
-    """Return the same for two paths if and only if they lead to one file; None if to none."""
-    try:
-        status = file.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
-
-
-def _report_absences(table: SampleTable, split: str, report: Report) -> None:
-    total = len(table)
-    lacks = [
-        f"{name} is missing in {count} ({count / total:.1%})"
-        for name, count in table.absences().items()
-        if count
-    ]
-    report(f"{split}: {total} samples; " + ("; ".join(lacks) or "every stream present in all"))
+                what = f"its file {table.path(i, m)} has the labels {', '.join(named)}"
+                found[i] = Problem(table.ids[i], f"{what}; expected one")
+    ordered = [found[i] for i in sorted(found)]
+    problems.settle("samples with a file of another label", ordered, "are left out")
+    return table.select([i for i in range(len(table)) if i not in found]) if found else table

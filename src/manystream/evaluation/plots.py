@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from manystream.data.lettering import literal
+from manystream.data.contact_sheet import literal
 from manystream.evaluation.conditions import Curve
 from manystream.evaluation.measurement import Measured
 from manystream.evaluation.per_class import ClassTable

@@ -153,7 +153,7 @@ def test_images_that_differ_need_a_size(tmp_path, num_workers):
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path, whole, monkeypatch):
-    write, calls = writer.write_rows, []
+    write, calls = writer.write_row, []
 
     def full_at_the_third(*arguments):
         calls.append(arguments)
@@ -161,7 +161,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, whole, monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device")
         write(*arguments)
 
-    monkeypatch.setattr(writer, "write_rows", full_at_the_third)
+    monkeypatch.setattr(writer, "write_row", full_at_the_third)
     with pytest.raises(ValueError, match="No space left on device; mend that and try again"):
         write_set(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["prepared.json"]

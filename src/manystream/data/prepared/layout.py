@@ -14,9 +14,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import starmap
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,20 @@ import numpy as np
 
 from manystream.data.statistics import StreamStatistics
 from manystream.data.streams import StreamSpec
+from manystream.data.table import SampleTable
 
 FORMAT = 1
 MARKER = "prepared.json"
 INDEX = "index.json"
 PARTIAL_SUFFIX = ".partial"
 
+Index = dict[str, Any]
+"""All of a split but its pixels, as :func:`describe` gives it, and the checksums of its rows."""
+
 
 @dataclass(frozen=True)
 class StreamArray:
-    """The array of one stream.
+    """The array of one stream: a ``.npy`` file, made in full length and filled by rows.
 
     Attributes:
         spec: the stream.
@@ -44,65 +49,78 @@ class StreamArray:
 
     spec: StreamSpec
     dtype: str
-    shape: tuple[int, int, int, int]
+    shape: tuple[int, ...]
     statistics: StreamStatistics
-
-    @property
-    def row_bytes(self) -> int:
-        """Size of one image."""
-        return int(np.prod(self.shape[1:])) * np.dtype(self.dtype).itemsize
 
     @property
     def total_bytes(self) -> int:
         """Size of all images, without the file's header."""
-        return self.shape[0] * self.row_bytes
+        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+
+    @property
+    def header(self) -> bytes:
+        """What stands in the file before the images."""
+        file, descr = BytesIO(), np.lib.format.dtype_to_descr(np.dtype(self.dtype))
+        header = {"descr": descr, "fortran_order": False, "shape": self.shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        return file.getvalue()
+
+    def path(self, folder: Path, number: int) -> Path:
+        """Return the file of stream ``number`` in a split's folder."""
+        return folder / f"{number}-{re.sub(r'[^A-Za-z0-9_-]', '_', self.spec.name)}.npy"
+
+    def map(self, path: Path) -> np.ndarray:
+        """Map a file, shape (B_m, H, W, C), read-only.
+
+        Raises:
+            ValueError: if its length, dtype or shape is not what is expected.
+        """
+        expected = len(self.header) + self.total_bytes
+        try:
+            if (found := path.stat().st_size) != expected:
+                raise ValueError(f"it has {found} bytes; expected {expected}")
+            # A file without a row cannot be mapped.
+            mapped = np.asarray(np.load(path, mmap_mode="r" if self.shape[0] else None))
+            if mapped.shape != self.shape or mapped.dtype != self.dtype:
+                raise ValueError(
+                    f"it holds {mapped.dtype} of shape {mapped.shape}; "
+                    f"expected {self.dtype} of shape {self.shape}"
+                )
+        except (OSError, ValueError) as error:
+            raise _damaged(path, error) from error
+        return mapped
 
 
-@dataclass(frozen=True)
-class SplitIndex:
-    """All of a split but its pixels.
+def describe(table: SampleTable, split: str, arrays: Sequence[StreamArray]) -> Index:
+    """Describe a split in plain values, with presence as words of 0 and 1."""
+    return {
+        "split": split,
+        "classes": list(table.classes),
+        "ids": list(table.ids),
+        "targets": table.targets.tolist(),
+        "groups": None if table.groups is None else list(table.groups),
+        "present": ["".join("01"[has] for has in row) for row in table.present.tolist()],
+        "streams": [asdict(array) for array in arrays],
+    }
 
-    Attributes:
-        split: its name.
-        classes: class names.
-        ids: name of each of the N samples.
-        targets: class of each sample.
-        groups: recording or room of each sample; None where the source does not know it.
-        present: which streams each sample has, N rows of M.
-        streams: one array per stream.
-    """
 
-    split: str
-    classes: tuple[str, ...]
-    ids: tuple[str, ...]
-    targets: tuple[int, ...]
-    groups: tuple[str, ...] | None
-    present: tuple[tuple[bool, ...], ...]
-    streams: tuple[StreamArray, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values, with presence as words of 0 and 1."""
-        words = ["".join("01"[has] for has in row) for row in self.present]
-        return {**asdict(self), "present": words}
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> SplitIndex:
-        """Undo :meth:`to_json`, also after a trip through JSON."""
-        groups = values["groups"]
-        return cls(
-            values["split"],
-            tuple(values["classes"]),
-            tuple(values["ids"]),
-            tuple(values["targets"]),
-            None if groups is None else tuple(groups),
-            tuple(tuple(bit == "1" for bit in word) for word in values["present"]),
-            tuple(map(_stream_from_json, values["streams"])),
+def arrays_of(index: Index) -> list[StreamArray]:
+    """Return the arrays of the streams that an index describes."""
+    return [
+        StreamArray(
+            StreamSpec(**of["spec"]),
+            of["dtype"],
+            tuple(of["shape"]),
+            StreamStatistics(*(tuple(of["statistics"][name]) for name in ("mean", "std"))),
         )
+        for of in index["streams"]
+    ]
 
-    def files(self, folder: Path) -> list[Path]:
-        """Return the file of each stream in a split's folder."""
-        names = [array.spec.name for array in self.streams]
-        return [folder / name for name in starmap(_file_name, enumerate(names))]
+
+def checksum(row: np.ndarray) -> int:
+    """Return the CRC-32 of an image's bytes."""
+    view: Any = row.reshape(-1).view(np.uint8)
+    return zlib.crc32(view)
 
 
 def is_prepared(root: str | Path | None) -> bool:
@@ -110,8 +128,8 @@ def is_prepared(root: str | Path | None) -> bool:
     return root is not None and (Path(root) / MARKER).is_file()
 
 
-def read_marker(root: Path) -> tuple[str, ...]:
-    """Splits that a prepared set has or will have.
+def read_marker(root: Path) -> list[str]:
+    """Return the splits that a prepared set has or will have.
 
     Raises:
         ValueError: if the set was written by another version.
@@ -119,9 +137,9 @@ def read_marker(root: Path) -> tuple[str, ...]:
     path = root / MARKER
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        found, splits = values["format"], tuple(values["splits"])
+        found, splits = values["format"], list(values["splits"])
     except (ValueError, KeyError, TypeError) as error:
-        raise damaged(path, "it does not describe a prepared set") from error
+        raise _damaged(path, "it does not describe a prepared set") from error
     if found != FORMAT:
         raise ValueError(f"{path} has format {found}; expected {FORMAT}: prepare the set again")
     return splits
@@ -130,67 +148,50 @@ def read_marker(root: Path) -> tuple[str, ...]:
 def write_marker(root: Path, splits: Sequence[str]) -> None:
     """Make a folder a prepared set."""
     root.mkdir(parents=True, exist_ok=True)
-    values = {"format": FORMAT, "splits": list(splits)}
-    write_atomically(root / MARKER, json.dumps(values) + "\n")
+    _write_atomically(root / MARKER, {"format": FORMAT, "splits": list(splits)})
 
 
-def write_index(folder: Path, index: SplitIndex, checksums: Sequence[Sequence[int]]) -> None:
-    """Write a split's index with the CRC-32 of every row of every stream."""
-    content = {**index.to_json(), "checksums": [list(rows) for rows in checksums]}
-    sealed = {"format": FORMAT, "sha256": _digest(content), "content": content}
-    write_atomically(folder / INDEX, json.dumps(sealed, allow_nan=False) + "\n")
-
-
-def read_index(folder: Path) -> tuple[SplitIndex, list[np.ndarray]]:
-    """Read what :func:`write_index` wrote.
-
-    Returns:
-        The index, and for each stream the CRC-32 of its rows, shape (B_m,), uint32.
+def read_index(folder: Path) -> Index:
+    """Read a split's index.
 
     Raises:
-        ValueError: if the file is missing, damaged or of another format.
+        ValueError: if the file is missing, damaged or of another format, or of another split than
+            its folder.
     """
     path = folder / INDEX
     try:
         sealed = json.loads(path.read_text(encoding="utf-8"))
-        content = sealed["content"]
-        if sealed["format"] != FORMAT or sealed["sha256"] != _digest(content):
+        index: Index = sealed["content"]
+        if sealed["format"] != FORMAT or sealed["sha256"] != _digest(index):
             raise ValueError("its checksum is wrong")
-        checksums = [np.array(rows, np.uint32) for rows in content["checksums"]]
-        return SplitIndex.from_json(content), checksums
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise damaged(path, str(error)) from error
+        raise _damaged(path, error) from error
+    if index["split"] != folder.name:
+        raise ValueError(
+            f"{folder} was written as split {index['split']!r}; give folders of a prepared set "
+            "their own names back"
+        )
+    return index
 
 
-def damaged(path: Path, what: str) -> ValueError:
-    """Return an error about a file of a prepared set."""
-    return ValueError(
-        f"the prepared set is damaged: {path}: {what}; remove the folder {path.parent} and run "
-        "`manystream prepare` again"
-    )
+def write_index(folder: Path, index: Index) -> None:
+    """Write a split's index, ``"checksums"`` in it: of every row of every stream."""
+    sealed = {"format": FORMAT, "sha256": _digest(index), "content": index}
+    _write_atomically(folder / INDEX, sealed)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file as a whole."""
-    partial = path.with_name(path.name + PARTIAL_SUFFIX)
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
-
-
-def _digest(content: Any) -> str:
+def _digest(content: Index) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _file_name(number: int, stream: str) -> str:
-    return f"{number}-{re.sub(r'[^A-Za-z0-9_-]', '_', stream)}.npy"
+def _write_atomically(path: Path, values: dict[str, Any]) -> None:
+    partial = path.with_name(path.name + PARTIAL_SUFFIX)
+    partial.write_text(json.dumps(values, allow_nan=False) + "\n", encoding="utf-8")
+    partial.replace(path)
 
 
-def _stream_from_json(values: Mapping[str, Any]) -> StreamArray:
-    rows, height, width, channels = values["shape"]
-    statistics = values["statistics"]
-    return StreamArray(
-        StreamSpec(**values["spec"]),
-        values["dtype"],
-        (rows, height, width, channels),
-        StreamStatistics(tuple(statistics["mean"]), tuple(statistics["std"])),
+def _damaged(path: Path, what: object) -> ValueError:
+    return ValueError(
+        f"the prepared set is damaged: {path}: {what}; remove the folder {path.parent} and run "
+        "`manystream prepare` again"
     )

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import itertools
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from manystream.data.image import UnreadableImageError
-from manystream.data.prepared.arrays import checksum, map_array
 from manystream.data.prepared.layout import (
     PARTIAL_SUFFIX,
-    SplitIndex,
+    Index,
     StreamArray,
+    arrays_of,
+    checksum,
     read_index,
     read_marker,
 )
+from manystream.data.statistics import StreamStatistics
 from manystream.data.streams import StreamSpec, names_of, numbers_of
-from manystream.data.table import ArrayTable, Column, take_rows
+from manystream.data.table import ArrayTable, Column, Sample, take_rows
 
 
 def prepared(
@@ -48,87 +51,68 @@ def prepared(
             class.
     """
     root = Path(root)
-    parts = [_Part.open(root, split) for split in splits or read_marker(root)]
-    classes = tuple(classes or parts[0].content.classes)
-    names = names_of(streams, parts[0].specs)
-    has = [part.present(names) for part in parts]
-    for part, of_part in zip(parts, has, strict=True):
-        if not of_part.any():
-            raise ValueError(f"no sample of {part.folder} has any of: {', '.join(names)}")
-    columns = tuple(_column(name, parts) for name in names)
-    groups = [part.content.groups or [""] * len(part.content.ids) for part in parts]
-    table = ArrayTable(
-        columns,
-        classes,
-        [i for part in parts for i in part.content.ids],
-        torch.tensor([target for part in parts for target in part.targets(classes)]),
-        [part.content.split for part in parts for _ in part.content.ids],
-        [group for of_part in groups for group in of_part],
-    ).without_empty()
+    folders = [_finished(root, split) for split in splits or read_marker(root)]
+    indices = [read_index(folder) for folder in folders]
+    arrays = [arrays_of(index) for index in indices]
+    classes = tuple(classes or indices[0]["classes"])
+    names = names_of(streams, [array.spec for array in arrays[0]])
+    files: dict[str, list[_MappedFile]] = {name: [] for name in names}
+    known: dict[str, dict[str, StreamStatistics]] = {name: {} for name in names}
+    samples: list[Sample] = []
+    for part, (folder, index) in enumerate(zip(folders, indices, strict=True)):
+        numbers = numbers_of(names, [array.spec for array in arrays[part]], folder)
+        samples += _samples(part, index, dict(zip(names, numbers, strict=True)), classes, folder)
+        for name, m in zip(names, numbers, strict=True):
+            array, sums = arrays[part][m], np.array(index["checksums"][m], np.uint32)
+            files[name].append(_MappedFile(array.path(folder, m), array, sums))
+            known[name][index["split"]] = array.statistics
+            if (spec := files[name][0].array.spec) != array.spec:
+                raise ValueError(f"{folder} holds {array.spec}, {folders[0]} {spec}")
     if verify:
-        for column in columns:
-            column.storage.verify()  # type: ignore[attr-defined]
-    return table
+        for file in itertools.chain(*files.values()):
+            file.checked(np.arange(file.array.shape[0]))
+    columns = [
+        Column(of[0].array.spec, _Rows(of), statistics=known[name]) for name, of in files.items()
+    ]
+    return ArrayTable.of(samples, columns, classes).without_empty()
 
 
-class _Part(NamedTuple):
-    """One split: its folder, its index, and the CRC-32 of every row of every stream."""
+def _samples(
+    part: int, index: Index, numbers: Mapping[str, int], classes: Sequence[str], folder: Path
+) -> list[Sample]:
+    """List the samples of a split; a cell is the number of this part and a row of its file.
 
-    folder: Path
-    content: SplitIndex
-    checksums: list[np.ndarray]
-
-    @classmethod
-    def open(cls, root: Path, split: str) -> _Part:
-        folder = _finished(root, split)
-        index, checksums = read_index(folder)
-        if index.split != split:
-            raise ValueError(
-                f"{folder} was written as split {index.split!r}; give folders of a prepared set "
-                "their own names back"
-            )
-        return cls(folder, index, checksums)
-
-    @property
-    def specs(self) -> list[StreamSpec]:
-        return [array.spec for array in self.content.streams]
-
-    def number(self, name: str) -> int:
-        return numbers_of([name], self.specs, self.folder)[0]
-
-    def present(self, names: Sequence[str]) -> np.ndarray:
-        numbers = [self.number(name) for name in names]
-        return np.array(self.content.present, bool)[:, numbers]
-
-    def targets(self, classes: Sequence[str]) -> list[int]:
-        """Return the targets as numbers of ``classes``."""
-        names = [self.content.classes[target] for target in self.content.targets]
-        if unknown := sorted(set(names) - set(classes)):
-            raise ValueError(
-                f"{self.folder} has classes that training lacks: {', '.join(unknown)}; "
-                f"expected only {', '.join(classes)}"
-            )
-        number = {name: target for target, name in enumerate(classes)}
-        return [number[name] for name in names]
+    ``numbers`` are those of the streams that are used, ``classes`` the only ones that there may be.
+    """
+    present = np.array([list(map(int, word)) for word in index["present"]], bool)
+    if not present[:, list(numbers.values())].any():
+        raise ValueError(f"no sample of {folder} has any of: {', '.join(numbers)}")
+    labels = [index["classes"][target] for target in index["targets"]]
+    if unknown := sorted(set(labels) - set(classes)):
+        raise ValueError(
+            f"{folder} has classes that training lacks: {', '.join(unknown)}; "
+            f"expected only {', '.join(classes)}"
+        )
+    rows = (np.cumsum(present, axis=0) - 1).tolist()
+    cells = [
+        {name: (part, of[m]) for name, m in numbers.items() if has[m]}
+        for of, has in zip(rows, present, strict=True)
+    ]
+    groups, splits = index["groups"] or [""] * len(labels), [index["split"]] * len(labels)
+    return list(map(Sample, index["ids"], cells, labels, splits, groups))
 
 
-def _column(name: str, parts: Sequence[_Part]) -> Column:
-    files, cells, first = [], [], 0
-    spec = parts[0].specs[parts[0].number(name)]
-    for part in parts:
-        m = part.number(name)
-        array = part.content.streams[m]
-        if array.spec != spec:
-            raise ValueError(f"{part.folder} holds {array.spec}, {parts[0].folder} {spec}")
-        files.append(_MappedFile(part.content.files(part.folder)[m], array, part.checksums[m]))
-        has = np.array(part.content.present, bool)[:, m]
-        rows = (first + np.cumsum(has) - 1).tolist()
-        cells += [row if here else None for row, here in zip(rows, has, strict=True)]
-        first += array.shape[0]
-    known = {
-        part.content.split: part.content.streams[part.number(name)].statistics for part in parts
-    }
-    return Column(spec, _Rows(files), cells, statistics=known)
+def _finished(root: Path, split: str) -> Path:
+    splits = read_marker(root)
+    if split not in splits:
+        raise ValueError(f"split {split!r} is not in {root}; splits there: {', '.join(splits)}")
+    if not (root / split).is_dir():
+        what = "interrupted" if (root / (split + PARTIAL_SUFFIX)).is_dir() else "not written"
+        raise ValueError(
+            f"split {split!r} of the prepared set {root} was {what}; run the same "
+            "`manystream prepare` again"
+        )
+    return root / split
 
 
 class _MappedFile:
@@ -138,10 +122,12 @@ class _MappedFile:
         self.path = path
         self.array = array
         self.checksums = checksums
-        self._map()
+        self._mapped = array.map(path)
+        self._intact = np.zeros(len(self._mapped), bool)
 
-    def __len__(self) -> int:
-        return self.array.shape[0]
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        # A pickled map would hold every pixel; a worker maps the file itself.
+        return _MappedFile, (self.path, self.array, self.checksums)
 
     def checked(self, rows: np.ndarray) -> np.ndarray:
         """Return all rows, of which some have been compared with their checksums.
@@ -159,68 +145,30 @@ class _MappedFile:
         self._intact[rows] = True
         return self._mapped
 
-    def __getstate__(self) -> dict[str, Any]:
-        # A pickled map would hold every pixel; a worker maps the file itself.
-        return {name: value for name, value in vars(self).items() if name[0] != "_"}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._map()
-
-    def _map(self) -> None:
-        self._mapped = map_array(self.path, self.array)
-        self._intact = np.zeros(len(self._mapped), bool)
-
-
+@dataclass(frozen=True, eq=False)
 class _Rows:
-    """One stream's rows in the files of several splits; a cell counts through all of them."""
+    """One stream's rows in the files of several splits; a cell is a file's number and a row."""
 
-    root = None  # Nothing is kept of a look at it: what has decayed since is to be found.
+    files: Sequence[_MappedFile]
+    root: None = None  # Nothing is kept of a look at it: what has decayed since is to be found.
 
-    def __init__(self, files: Sequence[_MappedFile]) -> None:
-        self.files = files
-        self.firsts = np.cumsum([0, *map(len, files)])[:-1]
-
-    def read(self, cell: int) -> np.ndarray:
+    def read(self, cell: tuple[int, int]) -> np.ndarray:
         """Return one image as stored, (H, W, C), read-only."""
-        file, row = self._find(cell)
-        image: np.ndarray = file.checked(np.array([row]))[row]
+        file, row = cell
+        image: np.ndarray = self.files[file].checked(np.array([row]))[row]
         return image
 
-    def read_many(self, cells: Sequence[int], *, pinned: bool = False) -> Tensor:
-        rows = np.asarray(cells, np.int64)
-        of_file = np.searchsorted(self.firsts, rows, "right") - 1
-        if (of_file != of_file[0]).any():
+    def read_many(self, cells: Sequence[tuple[int, int]], *, pinned: bool = False) -> Tensor:
+        files, rows = np.array(cells).T
+        if (files != files[0]).any():
             return torch.stack([torch.from_numpy(self.read(cell).copy()) for cell in cells])
-        inside = rows - self.firsts[of_file[0]]
-        return take_rows(self.files[of_file[0]].checked(inside), inside, pinned=pinned)
+        return take_rows(self.files[files[0]].checked(rows), rows, pinned=pinned)
 
-    def path(self, cell: int) -> Path:
-        file, row = self._find(cell)
-        return file.path / str(row)
+    def path(self, cell: tuple[int, int]) -> Path:
+        file, row = cell
+        return self.files[file].path / str(row)
 
-    def stamp(self, cell: int) -> Hashable:
-        file, row = self._find(cell)
-        return int(file.checksums[row])
-
-    def verify(self) -> None:
-        """Compare every row with its checksum."""
-        for file in self.files:
-            file.checked(np.arange(len(file)))
-
-    def _find(self, cell: int) -> tuple[_MappedFile, int]:
-        number = int(np.searchsorted(self.firsts, cell, "right")) - 1
-        return self.files[number], cell - int(self.firsts[number])
-
-
-def _finished(root: Path, split: str) -> Path:
-    splits = read_marker(root)
-    if split not in splits:
-        raise ValueError(f"split {split!r} is not in {root}; splits there: {', '.join(splits)}")
-    if not (root / split).is_dir():
-        what = "interrupted" if (root / (split + PARTIAL_SUFFIX)).is_dir() else "not written"
-        raise ValueError(
-            f"split {split!r} of the prepared set {root} was {what}; run the same "
-            "`manystream prepare` again"
-        )
-    return root / split
+    def stamp(self, cell: tuple[int, int]) -> Hashable:
+        file, row = cell
+        return int(self.files[file].checksums[row])

@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset
 
-from manystream.data.prepared.arrays import checksum, create_array, write_rows
+from manystream.data.loader import prefetch
 from manystream.data.prepared.layout import (
     PARTIAL_SUFFIX,
-    SplitIndex,
     StreamArray,
+    checksum,
+    describe,
     is_prepared,
     read_index,
     read_marker,
     write_index,
     write_marker,
 )
-from manystream.data.preprocessing import resize
+from manystream.data.preprocessing import Size, resize
 from manystream.data.statistics import StreamStatistics
 from manystream.data.streams import StreamSpec
 from manystream.data.survey import Progress
 from manystream.data.table import SampleTable
-
-_ROWS_PER_CHUNK = 16
-
-Size = tuple[int, int]
-"""Height and width in pixels."""
 
 
 def prepare_split(
@@ -56,7 +51,7 @@ def prepare_split(
         split: name of the split.
         size: height and width to resize to; None keeps images as they are, which then must have
             one size in each stream.
-        num_workers: processes that read; 0 reads in this one.
+        num_workers: threads that read and write; 0 does so in the caller's.
         progress: called with how many images are written and how many there are.
 
     Returns:
@@ -67,160 +62,109 @@ def prepare_split(
             another data set or size, or the disk has no room.
     """
     root = Path(root)
-    index = _plan(table, statistics, split, size)
-    _add_split(root, split)
+    arrays = [_plan(table, m, of, size) for m, of in enumerate(statistics)]
+    index = describe(table, split, arrays)
+    if not is_prepared(root) and root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise ValueError(f"{root} exists and is no prepared set; name a folder that does not exist")
+    known = read_marker(root) if is_prepared(root) else []
+    if split not in known:
+        write_marker(root, [*known, split])
     final, partial = root / split, root / (split + PARTIAL_SUFFIX)
     if final.exists():
-        _check_same(read_index(final)[0], index, final)
+        found = read_index(final)
+        if {name: found[name] for name in index} != json.loads(json.dumps(index)):
+            raise ValueError(
+                f"{final} holds a split of another source, selection or size; name another folder, "
+                "or remove that one"
+            )
         return final
     shutil.rmtree(partial, ignore_errors=True)  # What a killed call left.
-    _check_room(root, index)
+    needed = sum(array.total_bytes for array in arrays)
+    if needed > (free := shutil.disk_usage(root).free):
+        raise ValueError(
+            f"split {split!r} takes {needed / 2**30:.2f} GiB and {root} has "
+            f"{free / 2**30:.2f} GiB left; make room, or name a smaller size"
+        )
     try:
-        _write(_ChunkWriter(table, index, partial, size), num_workers, progress)
+        partial.mkdir()
+        checksums = _write_rows(table, arrays, partial, size, num_workers, progress)
+        write_index(partial, {**index, "checksums": checksums})
+        for path in [*partial.iterdir(), partial]:
+            _sync(path)
         partial.rename(final)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    except OSError as error:
+        what = f"cannot write the prepared set: {error}; mend that and try again"
+        raise ValueError(what) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # What is not whole by now.
     _sync(root)
     return final
 
 
-class _Chunk(NamedTuple):
-    """Some rows of a stream, one after the other."""
+def _write_rows(
+    table: SampleTable,
+    arrays: Sequence[StreamArray],
+    folder: Path,
+    size: Size | None,
+    num_threads: int,
+    progress: Progress | None,
+) -> list[list[int]]:
+    """Write the images of every stream, and return the CRC-32 of each."""
 
-    stream: int
-    first: int
-    length: int
-
-
-class _ChunkWriter(Dataset[list[int] | ValueError]):
-    """Reads some rows of a stream, writes them where they belong, and gives their CRC-32.
-
-    An error is handed over, not raised, since a worker's exception arrives as a traceback.
-    """
-
-    def __init__(
-        self, table: SampleTable, index: SplitIndex, folder: Path, size: Size | None
-    ) -> None:
-        self.table = table
-        self.index = index
-        self.folder = folder
-        self.files = index.files(folder)
-        self.size = size
-        self.samples = [table.present[:, m].nonzero().flatten() for m in range(len(self.files))]
-        self.chunks = list(_chunks(index))
-
-    def __len__(self) -> int:
-        return len(self.chunks)
-
-    def __getitem__(self, number: int) -> list[int] | ValueError:
-        try:
-            return self._write(self.chunks[number])
-        except ValueError as error:
-            return error
-        except OSError as error:
-            return ValueError(f"cannot write the prepared set: {error}; mend that and try again")
-
-    def _write(self, chunk: _Chunk) -> list[int]:
-        array = self.index.streams[chunk.stream]
-        samples = self.samples[chunk.stream][chunk.first : chunk.first + chunk.length].tolist()
-        rows = np.stack([self._read(sample, chunk.stream, array) for sample in samples])
-        write_rows(self.files[chunk.stream], array, chunk.first, rows)
-        return [checksum(row) for row in rows]
-
-    def _read(self, sample: int, stream: int, array: StreamArray) -> np.ndarray:
-        row = _fit(self.table.read(sample, stream), array.spec, self.size)
-        if row.shape != array.shape[1:] or row.dtype != array.dtype:
+    def write(place: tuple[int, int, int]) -> int:
+        m, row, sample = place
+        array = arrays[m]
+        image = _fit(table.read(sample, m), array.spec, size)
+        if image.shape != array.shape[1:] or image.dtype != array.dtype:
             raise ValueError(
-                f"{self.table.ids[sample]!r} of stream {array.spec.name!r} is {row.dtype} of "
-                f"shape {row.shape}; the first image of its stream is {array.dtype} of shape "
+                f"{table.ids[sample]!r} of stream {array.spec.name!r} is {image.dtype} of "
+                f"shape {image.shape}; the first image of its stream is {array.dtype} of shape "
                 f"{array.shape[1:]}; name one size for all"
             )
-        return row
+        write_row(array.path(folder, m), array, row, image)
+        return checksum(image)
 
-
-def _write(writer: _ChunkWriter, num_workers: int, progress: Progress | None) -> None:
-    """Write all rows and the index, and have them on the disk."""
-    index, folder = writer.index, writer.folder
-    folder.mkdir()
-    for path, array in zip(writer.files, index.streams, strict=True):
-        create_array(path, array)
-    checksums: list[list[int]] = [[] for _ in index.streams]
-    done, total = 0, sum(array.shape[0] for array in index.streams)
-    attempts: Iterable[list[int] | ValueError] = DataLoader(
-        writer, batch_size=None, num_workers=num_workers
-    )
-    for chunk, written in zip(writer.chunks, attempts, strict=True):
-        if isinstance(written, ValueError):
-            raise written
-        checksums[chunk.stream] += written
-        done += len(written)
+    for m, array in enumerate(arrays):
+        with array.path(folder, m).open("wb") as file:
+            file.write(array.header)
+            # In its full length, which takes no room on disk yet.
+            file.truncate(file.tell() + array.total_bytes)
+    places = [
+        (m, row, sample)
+        for m in range(len(arrays))
+        for row, sample in enumerate(table.present[:, m].nonzero().flatten().tolist())
+    ]
+    checksums: list[list[int]] = [[] for _ in arrays]
+    written = prefetch(write, places, num_threads) if num_threads else map(write, places)
+    for done, (place, found) in enumerate(zip(places, written, strict=True), start=1):
+        checksums[place[0]].append(found)
         if progress is not None:
-            progress(done, total)
-    write_index(folder, index, checksums)
-    for path in [*writer.files, folder]:
-        _sync(path)
+            progress(done, len(places))
+    return checksums
+
+
+def write_row(path: Path, array: StreamArray, row: int, image: np.ndarray) -> None:
+    """Write an image, (H, W, C), into a stream's file."""
+    # Written, not mapped: on a full disk a mapped page ends the process without a word.
+    with path.open("r+b") as file:
+        file.seek(len(array.header) + row * image.nbytes)
+        file.write(image.data)
 
 
 def _plan(
-    table: SampleTable, statistics: Sequence[StreamStatistics], split: str, size: Size | None
-) -> SplitIndex:
-    return SplitIndex(
-        split,
-        tuple(table.classes),
-        tuple(table.ids),
-        tuple(table.targets.tolist()),
-        None if table.groups is None else tuple(table.groups),
-        tuple(map(tuple, table.present.tolist())),
-        tuple(_plan_stream(table, m, statistics[m], size) for m in range(len(table.streams))),
-    )
-
-
-def _plan_stream(
     table: SampleTable, stream: int, statistics: StreamStatistics, size: Size | None
 ) -> StreamArray:
+    """Plan the array of a stream by its first image."""
     spec = table.streams[stream]
     samples = table.present[:, stream].nonzero().flatten().tolist()
     if not samples:
         return StreamArray(spec, "uint8", (0, *(size or (1, 1)), spec.channels), statistics)
     row = _fit(table.read(samples[0], stream), spec, size)
-    height, width, channels = row.shape
-    return StreamArray(spec, str(row.dtype), (len(samples), height, width, channels), statistics)
+    return StreamArray(spec, str(row.dtype), (len(samples), *row.shape), statistics)
 
 
 def _fit(image: np.ndarray, spec: StreamSpec, size: Size | None) -> np.ndarray:
     return np.ascontiguousarray(image) if size is None else resize(image, spec, size)
-
-
-def _check_same(found: SplitIndex, wanted: SplitIndex, folder: Path) -> None:
-    if found != wanted:
-        raise ValueError(
-            f"{folder} holds a split of another source, selection or size; name another folder, or "
-            "remove that one"
-        )
-
-
-def _add_split(root: Path, split: str) -> None:
-    if not is_prepared(root) and root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise ValueError(f"{root} exists and is no prepared set; name a folder that does not exist")
-    known = read_marker(root) if is_prepared(root) else ()
-    if split not in known:
-        write_marker(root, [*known, split])
-
-
-def _check_room(root: Path, index: SplitIndex) -> None:
-    needed = sum(array.total_bytes for array in index.streams)
-    if needed > (free := shutil.disk_usage(root).free):
-        raise ValueError(
-            f"split {index.split!r} takes {needed / 2**30:.2f} GiB and {root} has "
-            f"{free / 2**30:.2f} GiB left; make room, or name a smaller size"
-        )
-
-
-def _chunks(index: SplitIndex) -> Iterator[_Chunk]:
-    for stream, array in enumerate(index.streams):
-        for first in range(0, array.shape[0], _ROWS_PER_CHUNK):
-            yield _Chunk(stream, first, min(_ROWS_PER_CHUNK, array.shape[0] - first))
 
 
 def _sync(path: Path) -> None:

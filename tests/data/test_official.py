@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from manystream.data.matlab import array_shapes, read_numbers, read_strings
+from manystream.data.official import array_shapes, read_numbers, read_strings
 from tests.data.official import write_cells, write_matlab_header
 
 TEXTS = ["kitchen", "café", "x"]
@@ -28,9 +28,7 @@ def path(request, tmp_path):
 
 def test_strings_and_numbers_of_every_version(path):
     assert read_strings(path, "texts") == TEXTS
-    numbers = read_numbers(path, "numbers")
-    assert numbers.dtype == np.int64
-    assert numbers.tolist() == [3, 1, 2]
+    assert read_numbers(path, "numbers") == [3, 1, 2]
 
 
 def test_a_variable_that_is_not_there(path):
