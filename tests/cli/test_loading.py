@@ -76,3 +76,28 @@ def test_what_is_loaded_is_seen():
     printed, loaded = answer("convert", "--checkpoint=/none", "--out=/none/m.safetensors")
     assert "/none" in printed
     assert {"torch", "numpy"} <= loaded
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["evaluate", "--model=/none", "--blanked_streams=[rgb]"],
+        ["predict", "--model=/none", "--folder=/none", "--out=/none/p.csv"],
+        ["inspect", "--model=/none"],
+        ["convert", "--checkpoint=/none", "--out=none.safetensors"],
+        ["prepare", "--out=none", "--data.root=/none"],
+        ["data", "show", "--data.root=/none"],
+        ["data", "check", "--data.root=/none"],
+    ],
+    ids=lambda words: words[0] + words[1] * (words[0] == "data"),
+)
+def test_a_command_that_does_not_train_needs_no_trainer(words):
+    printed, loaded = answer(*words)
+    assert "error: " in printed
+    assert "torch" in loaded
+    assert "lightning" not in loaded
+
+
+def test_a_command_that_trains_is_seen_to_need_it():
+    _, loaded = answer("train", "--data.root=/none")
+    assert "lightning" in loaded

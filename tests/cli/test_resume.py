@@ -13,7 +13,7 @@ from manystream.cli.parser import option_names
 from manystream.data.loader import StreamDataset
 from manystream.model import StreamModel
 from manystream.training.run_folder import RunFolder
-from manystream.training.termination import Terminated
+from manystream.training.sigterm import Terminated
 from tests.cli.test_main import SCENES, status, train
 from tests.training.builders import repeatable
 from tests.training.test_history import strict

@@ -177,8 +177,8 @@ def _call(command: Command, values: dict[str, Any], words: Sequence[str]) -> int
     Returns:
         Exit status, see :func:`main`.
     """
-    from manystream.training import StepOutOfMemory
-    from manystream.training.termination import TERMINATED, sigterm_handled
+    from manystream.training.out_of_memory import StepOutOfMemory
+    from manystream.training.sigterm import TERMINATED, sigterm_handled
 
     def end(*_: Any) -> NoReturn:
         """End at SIGTERM as Ctrl-C does, so that a command cleans up."""
@@ -202,9 +202,9 @@ def _complain_of_memory(error: Any, words: Sequence[str]) -> None:
     """Say what does not fit, and which command to try."""
     from manystream.cli.memory import command_to_try
 
-    complain(f"error: {error.advice}")
-    if changes := error.advice.changes():
-        complain(f"try: {command_to_try(words, changes)}")
+    complain(f"error: {error.reason}")
+    if error.changes:
+        complain(f"try: {command_to_try(words, error.changes)}")
 
 
 def _load(name: str) -> Any:

@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.plugins import LayerSync
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from torch import Tensor, nn
 
 from manystream.layers import separate_norms, synchronise_norms
@@ -163,16 +162,6 @@ class Vote:
         self._ready()
         votes, self._votes = self._votes, None
         return votes.item()
-
-
-def outlive_children(trainer: pl.Trainer) -> None:
-    """Let the processes that this one has started end with what status they will.
-
-    Lightning would kill this one as soon as it sees that one of them did not end with 0.
-    """
-    launcher = trainer.strategy.launcher
-    if isinstance(launcher, _SubprocessScriptLauncher):
-        launcher.procs.clear()
 
 
 _RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
