@@ -35,6 +35,7 @@ MAY_IMPORT = {
     "extras": NOBODY,
     "files": NOBODY,
     "lazy": {"extras"},
+    "_version": NOBODY,
     "presence": NOBODY,
     "batch": {"presence"},
     "dropout": NOBODY,
@@ -49,7 +50,7 @@ MAY_IMPORT = {
     "training": {*BELOW_DATA, "lazy", "data", "evaluation"},
     "model": {"choices", "batch", "models", "tasks", "evaluation", "training"},
     "cli": {*BELOW_DATA, "data", "evaluation", "training", "model", ""},
-    "": {*CORE, "dropout", "layers", "models", "tasks", "graphs", "model"},
+    "": {*CORE, "lazy", "dropout", "layers", "models", "tasks", "graphs", "model"},
 }
 """Rooms that each room may import from, besides itself; "" is the package's ``__init__``."""
 
