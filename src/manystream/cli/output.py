@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,17 @@ def complain(line: str) -> None:
     _print(Console(stderr=True, **_AS_IT_IS), line, style="red")
 
 
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "") -> None:
+    """Print a table whose first column names its rows, and the others hold numbers."""
+    first, *others = columns
+    table = Table(first, caption=caption or None)
+    for title in others:
+        table.add_column(title, justify="right")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
 def print_subsets(
     runs: Mapping[str, Mapping[str, Mapping[str, float]]], quantities: Mapping[str, Quantity]
 ) -> None:
@@ -45,34 +56,21 @@ def print_subsets(
         runs: by the name of the run and the streams present, what ``evaluate_subsets`` measured.
         quantities: how the task shows its metrics.
     """
-    table = _table_of_one if len(runs) == 1 else _table_of_several
-    console.print(table(runs, quantities))
-
-
-def _table_of_one(
-    runs: Mapping[str, Mapping[str, Mapping[str, float]]], quantities: Mapping[str, Quantity]
-) -> Table:
-    (measured,) = runs.values()
-    table = Table("streams present")
-    for quantity in quantities.values():
-        table.add_column(quantity.title, justify="right")
-    for subset, values in measured.items():
-        table.add_row(subset, *(shown.text(values[name]) for name, shown in quantities.items()))
-    return table
-
-
-def _table_of_several(
-    runs: Mapping[str, Mapping[str, Mapping[str, float]]], quantities: Mapping[str, Quantity]
-) -> Table:
+    if len(runs) == 1:
+        (measured,) = runs.values()
+        rows = [
+            [subset, *(quantity.text(values[name]) for name, quantity in quantities.items())]
+            for subset, values in measured.items()
+        ]
+        print_table(["streams present", *(q.title for q in quantities.values())], rows)
+        return
     subsets = list(dict.fromkeys(subset for measured in runs.values() for subset in measured))
     metric, quantity = next(iter(quantities.items()))
-    table = Table("streams present", caption=quantity.title)
-    for subset in subsets:
-        table.add_column(subset, justify="right")
-    for name, measured in runs.items():
-        cells = (quantity.text(measured[s][metric]) if s in measured else "" for s in subsets)
-        table.add_row(name, *cells)
-    return table
+    rows = [
+        [name, *(quantity.text(of[s][metric]) if s in of else "" for s in subsets)]
+        for name, of in runs.items()
+    ]
+    print_table(["streams present", *subsets], rows, quantity.title)
 
 
 def print_curves(curves: Mapping[str, Curve], quantity: Quantity) -> None:
@@ -82,21 +80,15 @@ def print_curves(curves: Mapping[str, Curve], quantity: Quantity) -> None:
         curves: by their titles.
         quantity: how the metric that they show is printed.
     """
-    for titles in _of_same_levels(curves):
-        same = [curves[title] for title in titles]
-        table = Table(same[0].unit, caption=quantity.title)
-        for title in titles:
-            table.add_column(title, justify="right")
-        for row, level in enumerate(same[0].levels):
-            table.add_row(f"{level:g}", *(_point(curve, row, quantity) for curve in same))
-        console.print(table)
-
-
-def _of_same_levels(curves: Mapping[str, Curve]) -> list[list[str]]:
-    titles: dict[tuple[str, tuple[float, ...]], list[str]] = {}
+    alike: dict[tuple[Any, ...], dict[str, Curve]] = {}
     for title, curve in curves.items():
-        titles.setdefault((curve.unit, tuple(curve.levels)), []).append(title)
-    return list(titles.values())
+        alike.setdefault((curve.unit, *curve.levels), {})[title] = curve
+    for (unit, *levels), by_title in alike.items():
+        rows = [
+            [f"{level:g}", *(_point(curve, row, quantity) for curve in by_title.values())]
+            for row, level in enumerate(levels)
+        ]
+        print_table([unit, *by_title], rows, quantity.title)
 
 
 def _point(curve: Curve, row: int, quantity: Quantity) -> str:

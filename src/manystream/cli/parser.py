@@ -22,6 +22,8 @@ _BUILDS = {"class_path", "init_args", "dict_kwargs"}
 
 _SWITCHES = ("--resume",)
 
+_OPTION = re.compile(r"(?<=^--)[^=]+")
+
 _UNKNOWN = re.compile(r"(?:unrecognized arguments: --|does not accept option ')([\w.]+)")
 
 # A field as a library's message names it: what has an underscore is no word of prose, and the
@@ -108,18 +110,11 @@ def normalised(words: Sequence[str]) -> list[str]:
         >>> normalised(["train", "--resume", "--data.on-error", "skip"])
         ['train', '--resume=true', '--data.on_error', 'skip']
     """
-    named = [_underscored(word) for word in words]
+    named = [_OPTION.sub(lambda found: found[0].replace("-", "_"), word) for word in words]
     return [
         f"{word}=true" if word in _SWITCHES and following not in ("true", "false") else word
         for word, following in pairwise([*named, ""])
     ]
-
-
-def _underscored(word: str) -> str:
-    if not word.startswith("--"):
-        return word
-    name, equals, value = word.partition("=")
-    return "--" + name[2:].replace("-", "_") + equals + value
 
 
 def load_values(text: str) -> Any:
