@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from lightning.fabric.plugins import CheckpointIO
 from torch.utils._pytree import tree_map_only
+from torch.utils.serialization import config
 
 from manystream.files import replacing
 from manystream.models.weights.state_dicts import zip_damage
@@ -143,21 +144,12 @@ def kept_random_state() -> Iterator[None]:
                 os.environ[name] = word
 
 
-@contextmanager
-def _checksums() -> Iterator[None]:
-    """Have ``torch.save`` write them, also where the caller has switched them off."""
-    before = torch.serialization.get_crc32_options()
-    torch.serialization.set_crc32_options(True)
-    try:
-        yield
-    finally:
-        torch.serialization.set_crc32_options(before)
-
-
 def _save(content: Any, path: Path) -> None:
     """Write a content that can be read without running code; refuse any other."""
     try:
-        with path.open("wb") as file, _checksums():
+        # Checksums, also where the caller has switched them off.
+        checksums = config.patch("save.compute_crc32", True)  # type: ignore[attr-defined]
+        with path.open("wb") as file, checksums:
             torch.save(content, file)
         foreign = ", ".join(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except (pickle.PicklingError, AttributeError) as error:

@@ -175,7 +175,7 @@ class EndAtStep(Checkpoint):
         if not self._ends or trainer.is_last_batch or done % trainer.accumulate_grad_batches:
             return
         if self._saver is not None:
-            self._saver.save_within(trainer, done)
+            self._saver.save(trainer, done)
         self._end(f"after batch {done} of epoch {trainer.current_epoch}")
 
     def on_exception(

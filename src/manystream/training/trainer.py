@@ -87,12 +87,14 @@ def _make_trainer(**arguments: Any) -> pl.Trainer:
         trainer = pl.Trainer(**settings)
     except (MisconfigurationException, ImportError) as error:
         asked = [
-            f"{name} is {arguments[name]!r}" for name in _USUAL if _is_unusual(name, arguments)
+            f"{name} is {arguments[name]!r}"
+            for name, usual in _USUAL.items()
+            if arguments.get(name, usual[0]) not in usual
         ]
         raise ValueError(f"{', '.join(asked) or 'no trainer can be set up'}: {error}") from error
     trainer._signal_connector = _SigtermIsOurs(trainer)
     # Asks in every step, and has the host wait for the answer.
-    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
     return trainer
 
 
@@ -103,10 +105,6 @@ _USUAL: dict[str, tuple[Any, ...]] = {
     "precision": (None, "32-true"),
 }
 """What needs neither hardware nor packages."""
-
-
-def _is_unusual(name: str, arguments: dict[str, Any]) -> bool:
-    return name in arguments and arguments[name] not in _USUAL[name]
 
 
 class _SigtermIsOurs(_SignalConnector):
@@ -120,10 +118,6 @@ class _SigtermIsOurs(_SignalConnector):
         before = signal.getsignal(signal.SIGTERM)
         super().register_signal_handlers()
         self._register_signal(signal.SIGTERM, before)
-
-
-def _nothing() -> None:
-    pass
 
 
 @contextmanager
