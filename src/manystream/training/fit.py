@@ -17,7 +17,6 @@ from manystream.models import StreamNetwork
 from manystream.models.inspection import BalancePenalty
 from manystream.tasks import StepLoss, Task
 from manystream.training.callbacks.freezing import StreamFreezing
-from manystream.training.callbacks.gradient_norms import GradientNorms
 from manystream.training.callbacks.loss_guard import LossGuard
 from manystream.training.callbacks.step_watch import StepWatch
 from manystream.training.callbacks.subset_accuracy import SubsetAccuracy
@@ -26,6 +25,7 @@ from manystream.training.checkpoints import StateIO, kept_random_state
 from manystream.training.distributed import JointBatchNorm, first_to_start
 from manystream.training.feed import Feed, check_lasts, share_of
 from manystream.training.history import (
+    GradientNorms,
     History,
     HistoryRecorder,
     Throughput,
