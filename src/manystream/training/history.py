@@ -16,7 +16,6 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from manystream.batch import StreamBatch
 from manystream.dropout import ModalityDropout
 from manystream.evaluation.strict_json import strict_json
 from manystream.files import replacing
@@ -78,7 +77,6 @@ class HistoryRecorder(pl.Callback):
         }
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Record what the epoch used and logged."""
         pl_module.log_dict(self._used, sync_dist=True)
         logged = {k: v.item() for k, v in trainer.callback_metrics.items() if isinstance(v, Tensor)}
         self.history.append({**logged, **self._used})
@@ -86,11 +84,9 @@ class HistoryRecorder(pl.Callback):
             self.history.save(self.path)
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the epochs so far, and what the present one uses."""
         return {"history": {**self.history}, "used": self._used}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where :meth:`state_dict` was taken."""
         self.history = History({name: list(v) for name, v in state_dict["history"].items()})
         self._used = dict(state_dict["used"])
 
@@ -112,14 +108,8 @@ class Throughput(pl.Callback):
         self._begin()
 
     def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: StreamBatch,
-        batch_idx: int,
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
-        """Count a batch, and stop the clock at the last."""
         self._num_samples += len(batch)
         if trainer.is_last_batch:
             if pl_module.device.type == "cuda":

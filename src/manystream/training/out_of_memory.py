@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import gc
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar, get_args
 
 import torch
@@ -32,6 +32,12 @@ _COUNTED_AT = (2, 4)
 
 _SAFE_SHARE = 0.9
 """Of the memory that there is; work space of kernels and fragments take some of the rest."""
+
+_IN_PYTHON = {
+    "memory": 'model.memory = "{}"',
+    "batch_size": "a loader with batch_size={}",
+    "cuda_graphs": 'fit(cuda_graphs="{}")',
+}
 
 _LARGEST_SHOWN = 3
 _BYTES_IN_MIB = 2**20
@@ -55,7 +61,7 @@ class StepOutOfMemory(torch.OutOfMemoryError):
     """
 
     def __init__(self, reason: str, settings: list[Setting], changes: dict[str, Any]) -> None:
-        tries = ", ".join(_in_python(name, value) for name, value in changes.items())
+        tries = ", ".join(_IN_PYTHON[name].format(value) for name, value in changes.items())
         super().__init__(f"{reason}\ntry: {tries}" if tries else reason)
         self.reason, self.settings, self.changes = reason, settings, changes
 
@@ -74,7 +80,7 @@ class StepForm:
 
     batch_size: int = 0
     image_size: tuple[int, int] = (0, 0)
-    target: Any = field(default=None, compare=False)
+    target: Any = None
     in_graphs: bool = False
 
     def noise(self, network: StreamNetwork, batch_size: int) -> StreamBatch:
@@ -258,9 +264,3 @@ def _available_bytes() -> int | None:
 
 def _mib(size: int) -> str:
     return f"{size / _BYTES_IN_MIB:,.0f} MiB"
-
-
-def _in_python(name: str, value: Any) -> str:
-    if name == "memory":
-        return f'model.memory = "{value}"'
-    return f"a loader with {name}={value}" if name == "batch_size" else f'fit({name}="{value}")'

@@ -94,9 +94,8 @@ class RunFolder:
         Raises:
             ValueError: if there are states, but none is whole.
         """
-        states = [self.final] if self.final.exists() else []
-        states += reversed(self._states())
-        for path in states:
+        states = self._all_states()
+        for path in reversed(states):
             try:
                 return path, read_state(path)
             except DamagedStateError as error:
@@ -115,8 +114,7 @@ class RunFolder:
     @property
     def latest(self) -> Path | None:
         """Find the newest state, whole or not; None where there is none."""
-        states = [*self._states(), *([self.final] if self.final.exists() else [])]
-        return states[-1] if states else None
+        return next(reversed(self._all_states()), None)
 
     def state_path(self, epoch: int, batch: int) -> Path:
         """Say where the state before a batch of an epoch belongs."""
@@ -143,6 +141,9 @@ class RunFolder:
 
     def _states(self) -> list[Path]:
         return sorted(self.checkpoints.glob(f"epoch-*{SUFFIX}"))
+
+    def _all_states(self) -> list[Path]:
+        return [*self._states(), *self.checkpoints.glob(self.final.name)]
 
 
 def check_same_network(network: StreamNetwork, path: Path, content: Mapping[str, Any]) -> None:

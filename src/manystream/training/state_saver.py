@@ -33,12 +33,7 @@ class StateSaver(Checkpoint):
     """
 
     def __init__(
-        self,
-        folder: RunFolder,
-        feed: Feed,
-        monitor: Monitor,
-        *,
-        every_n_steps: int | None = None,
+        self, folder: RunFolder, feed: Feed, monitor: Monitor, *, every_n_steps: int | None = None
     ) -> None:
         self.folder = folder
         self.feed = feed
@@ -74,7 +69,7 @@ class StateSaver(Checkpoint):
         self._just_resumed = False
 
     def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any
     ) -> None:
         """Log at the step that the run is at.
 
@@ -85,18 +80,13 @@ class StateSaver(Checkpoint):
             self._steps_logged = None
 
     def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any
     ) -> None:
         """Save the state within an epoch."""
         # Lightning takes no step of a plateau schedule after an epoch that it thinks is restarting.
         trainer.fit_loop._restarting = False
         self._just_resumed = False
-        every, done = self.every_n_steps, batch_idx + 1
+        every, done = self.every_n_steps, trainer.fit_loop.batch_idx + 1
         if every is None or trainer.is_last_batch or done % trainer.accumulate_grad_batches:
             return
         if trainer.global_step % every == 0:

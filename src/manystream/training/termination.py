@@ -110,28 +110,21 @@ class Termination:
 
 
 class EndInValidation(pl.Callback):
-    """Breaks a validation off that would take long; comes before all that meet at its end.
-
-    Args:
-        termination: whether SIGTERM has come.
-    """
+    """Breaks a validation off that would take long; comes before all that meet at its end."""
 
     def __init__(self, termination: Termination) -> None:
         self._termination = termination
         self._last_round = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Ask the other processes from here on."""
         self._termination.meet(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock."""
         self._last_round = monotonic()
 
     def on_validation_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any
     ) -> None:
-        """Ask now and then."""
         if trainer.world_size == 1 or monotonic() - self._last_round > _ROUND_SECONDS:
             self._termination.end_validation(reading=True)
             self._last_round = monotonic()
@@ -143,12 +136,7 @@ class EndInValidation(pl.Callback):
 
 
 class EndAtStep(Checkpoint):
-    """Ends a run whose state has just been, or is here, saved; comes after all other callbacks.
-
-    Args:
-        termination: whether SIGTERM has come.
-        saver: saves the state; None where a run has no folder.
-    """
+    """Ends a run whose state has just been, or is here, saved; comes after all other callbacks."""
 
     def __init__(self, termination: Termination, saver: StateSaver | None) -> None:
         self._termination = termination
@@ -161,16 +149,11 @@ class EndAtStep(Checkpoint):
             self._end(f"before epoch {trainer.current_epoch}")
 
     def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any
     ) -> None:
         """End within an epoch, when no gradient waits for its step."""
         self._ends = self._termination.heard() or self._ends
-        done = batch_idx + 1
+        done = trainer.fit_loop.batch_idx + 1
         # After the last batch a validation may follow, which is no place to go on from.
         if not self._ends or trainer.is_last_batch or done % trainer.accumulate_grad_batches:
             return

@@ -87,19 +87,24 @@ class _KeptBuffers:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        self._network = network
+        self._modules = list(network.modules())
         self._places: list[tuple[dict[str, Tensor | None], str]] = []
         self._kept: list[Tensor] = []
-        self._shapes: list[torch.Size] = []
 
     @torch.no_grad()
     def keep(self) -> None:
-        """Copy them as they are."""
-        found = [buffers.get(name) for buffers, name in self._places]
-        if not found or [None if b is None else b.shape for b in found] != self._shapes:
-            self._begin()
+        """Copy them as they are, where it can be into what was kept before."""
+        there = [
+            ((module._buffers, name), buffer)
+            for module in self._modules
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+        self._places, found = [place for place, _ in there], [buffer for _, buffer in there]
+        if [(b.shape, b.dtype) for b in found] != [(k.shape, k.dtype) for k in self._kept]:
+            self._kept = [buffer.clone() for buffer in found]
             return
-        both: list[list[Tensor | None]] = [[*self._kept], found]
+        both: list[list[Tensor | None]] = [[*self._kept], [*found]]
         for (kept, buffers), _ in group_by_device_and_dtype(both).values():
             torch._foreach_copy_(kept, buffers)  # type: ignore[arg-type]
 
@@ -112,18 +117,6 @@ class _KeptBuffers:
                 buffers[name] = kept.clone()
             else:
                 now.copy_(kept)
-
-    def _begin(self) -> None:
-        """Find and copy those that there are."""
-        places = [
-            (module._buffers, name, buffer)
-            for module in self._network.modules()
-            for name, buffer in module._buffers.items()
-            if buffer is not None
-        ]
-        self._places = [(buffers, name) for buffers, name, _ in places]
-        self._kept = [buffer.clone() for _, _, buffer in places]
-        self._shapes = [buffer.shape for _, _, buffer in places]
 
 
 def _described(batch: StreamBatch) -> str:
