@@ -138,11 +138,11 @@ class GradientNorms(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
         network = network_of(pl_module)
-        parameters = dict(network.named_parameters())
-        gradients: dict[str, list[Tensor]] = {}
-        for name, group in named_groups(network).items():
-            gradient = parameters[name].grad
-            gradients.setdefault(group, []).extend([] if gradient is None else [gradient])
+        groups = named_groups(network).values()
+        gradients: dict[str, list[Tensor]] = {group: [] for group in groups}
+        for parameter, group in zip(network.parameters(), groups, strict=True):
+            if parameter.grad is not None:
+                gradients[group].append(parameter.grad)
         norms = {f"gradient_norm/{g}": nn.utils.get_total_norm(of) for g, of in gradients.items()}
         pl_module.log_dict(norms, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
 
