@@ -74,12 +74,7 @@ def print_subsets(
 
 
 def print_curves(curves: Mapping[str, Curve], quantity: Quantity) -> None:
-    """Print curves that have the same levels as one table each, a column per curve.
-
-    Args:
-        curves: by their titles.
-        quantity: how the metric that they show is printed.
-    """
+    """Print curves, by their titles; those that have the same levels are columns of one table."""
     alike: dict[tuple[Any, ...], dict[str, Curve]] = {}
     for title, curve in curves.items():
         alike.setdefault((curve.unit, *curve.levels), {})[title] = curve

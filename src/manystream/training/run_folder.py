@@ -28,13 +28,10 @@ _SHOWN = 3
 
 
 class RunFolder:
-    """Where a run's checkpoints are.
+    """The folder of a run.
 
     ``checkpoints`` in it holds the newest two states of the run, the ``best`` one so far, and in
     the end the ``final`` one.
-
-    Args:
-        path: the run's folder.
     """
 
     def __init__(self, path: Path) -> None:
@@ -147,12 +144,7 @@ class RunFolder:
 
 
 def check_same_network(network: StreamNetwork, path: Path, content: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint of another network.
-
-    Args:
-        network: the network to train.
-        path: where the checkpoint is.
-        content: what is in it.
+    """Refuse a checkpoint, read from a path, of another network.
 
     Raises:
         ValueError: naming what differs.

@@ -50,11 +50,7 @@ class Batches:
 
 @contextmanager
 def trainer_session(*, progress: bool, **arguments: Any) -> Iterator[pl.Trainer]:
-    """Provide a Trainer, on one device unless told, that writes and prints only what is asked.
-
-    Args:
-        progress: whether to show a progress bar.
-        arguments: of ``lightning.pytorch.Trainer``.
+    """Provide a Lightning Trainer, on one device unless told, that writes and prints as asked.
 
     Raises:
         ValueError: if there is no such accelerator, or a package is missing that the arguments ask
