@@ -27,7 +27,7 @@ console = Console(**_AS_IT_IS)
 
 
 def say(line: str) -> None:
-    """Print a line as it is."""
+    """Print a line."""
     _print(console, line)
 
 
@@ -92,7 +92,7 @@ def _point(curve: Curve, row: int, quantity: Quantity) -> str:
 
 
 def print_classes(table: ClassTable) -> None:
-    """Print how well each class is told."""
+    """Print accuracy and precision of each class, and what it is mistaken for."""
     printed = Table("class")
     for title in ("samples", "accuracy", "precision"):
         printed.add_column(title, justify="right")

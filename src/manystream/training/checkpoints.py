@@ -126,10 +126,10 @@ def set_random_state(state: Mapping[str, Any]) -> None:
 
 @contextmanager
 def kept_random_state() -> Iterator[None]:
-    """Give the caller's generators back as they were, and Lightning's word to loader processes."""
+    """Restore the caller's random generators, and Lightning's seed variables in the environment."""
     before, seed = random_state(), torch.initial_seed()
     device = None if before["cuda"] is None else torch.cuda.current_device()
-    words = {name: os.environ.get(name) for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")}
+    variables = {name: os.environ.get(name) for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")}
     try:
         yield
     finally:
@@ -138,10 +138,10 @@ def kept_random_state() -> Iterator[None]:
             torch.cuda.set_rng_state(before["cuda"], device)
         elif torch.cuda.is_initialized():  # it would have begun with this seed
             torch.cuda.manual_seed_all(seed)
-        for name, word in words.items():
+        for name, value in variables.items():
             os.environ.pop(name, None)
-            if word is not None:
-                os.environ[name] = word
+            if value is not None:
+                os.environ[name] = value
 
 
 def _save(content: Any, path: Path) -> None:

@@ -108,15 +108,13 @@ def _take_from_first(tensors: Iterable[Tensor]) -> None:
 
 
 class JointBatchNorm(LayerSync):
-    """Has Lightning let batch norms count the present rows of all processes."""
+    """Lets batch norms count the present rows of all processes while Lightning trains."""
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """Join them, when the processes have met."""
         synchronise_norms(model)
         return model
 
     def revert(self, model: nn.Module) -> nn.Module:
-        """Separate them."""
         separate_norms(model)
         return model
 

@@ -55,11 +55,7 @@ class History(dict[str, list[float]]):
 
 
 class HistoryRecorder(pl.Callback):
-    """Adds each epoch's logged values to a history, and keeps it on disk.
-
-    Args:
-        path: JSON file that is rewritten after every epoch; None keeps it in memory only.
-    """
+    """Adds each epoch's logged values to a history, and rewrites its JSON file, if it has one."""
 
     def __init__(self, path: Path | None = None) -> None:
         self.history = History()
