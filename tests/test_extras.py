@@ -122,3 +122,10 @@ def test_a_single_package_that_lacks_is_named(tmp_path, package, words):
     assert "Traceback" not in done.stderr
     assert f"No module named '{package}'" in done.stderr
     assert SENTENCE in done.stderr
+
+
+def test_the_core_asks_for_no_extra():
+    script = "import manystream as ms\ntry:\n    ms.create_model\nexcept ImportError as e: print(e)"
+    done = run_without({"torch"}, script)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "No module named 'torch'\n"

@@ -35,21 +35,22 @@ MAY_IMPORT = {
     "extras": NOBODY,
     "files": NOBODY,
     "lazy": {"extras"},
+    "_version": NOBODY,
     "presence": NOBODY,
     "batch": {"presence"},
-    "dropout": NOBODY,
+    "dropout": {"choices", "presence"},
     "functional": {"presence"},
     "layers": CORE,
     "models": CORE | {"layers"},
-    "tasks": NOBODY,
-    "graphs": {"functional", "batch"},
+    "tasks": {"presence", "batch"},
+    "graphs": {"functional", "batch", "tasks"},
     "memory": CORE | {"layers", "models", "tasks", "graphs"},  # to tell what each part keeps
     "data": {"choices", "extras", "files", "lazy", "presence", "batch", "dropout"},
     "evaluation": {"lazy", "presence", "batch", "dropout", "models", "tasks", "memory", "data"},
     "training": {*BELOW_DATA, "lazy", "data", "evaluation"},
     "model": {"choices", "batch", "models", "tasks", "evaluation", "training"},
     "cli": {*BELOW_DATA, "data", "evaluation", "training", "model", ""},
-    "": {*CORE, "dropout", "layers", "models", "tasks", "graphs", "model"},
+    "": {*CORE, "lazy", "dropout", "layers", "models", "tasks", "graphs", "model"},
 }
 """Rooms that each room may import from, besides itself; "" is the package's ``__init__``."""
 

@@ -4,10 +4,9 @@ Importing the package loads nothing, not even torch: each public name is loaded 
 asked for. ``__init__.pyi`` tells type checkers the same names.
 """
 
-from importlib import import_module
-from typing import Any
+from manystream.lazy import load_when_asked
 
-_ROOM_OF = {
+_MODULES = {
     "GraphedStep": "graphs",
     "ModalityDropout": "dropout",
     "Presence": "presence",
@@ -30,23 +29,6 @@ _ROOMS = (
     "training",
 )
 
-__all__ = [*_ROOM_OF, *_ROOMS]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [*_MODULES, *_ROOMS]  # pyright: ignore[reportUnsupportedDunderAll]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _ROOMS:
-        return import_module(f"{__name__}.{name}")
-    if name in _ROOM_OF:
-        found = getattr(import_module(f"{__name__}.{_ROOM_OF[name]}"), name)
-    elif name == "__version__":
-        from importlib.metadata import version
-
-        found = version(__name__)
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = found
-    return found
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, "__version__"})
+load_when_asked(__name__, {**_MODULES, "__version__": "_version"}, rooms=_ROOMS, needs_extra=False)

@@ -1,9 +1,10 @@
-"""Rooms of the package that load what they offer when it is first asked for."""
+"""Packages that load what they offer when it is first asked for."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import nullcontext
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -11,15 +12,19 @@ from typing import Any
 from manystream.extras import train_extra
 
 
-class _Room(ModuleType):
+class _Package(ModuleType):
     """A package whose public names are loaded one by one."""
 
     _modules: Mapping[str, str]
+    _rooms: Collection[str]
+    _needs_extra: bool
 
     def __getattr__(self, name: str) -> Any:
+        if name in self._rooms:
+            return import_module(f"{self.__name__}.{name}")
         if name not in self._modules:
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-        with train_extra():
+        with train_extra() if self._needs_extra else nullcontext():
             module = import_module(f"{self.__name__}.{self._modules[name]}")
         found = getattr(module, name)
         setattr(self, name, found)
@@ -32,19 +37,27 @@ class _Room(ModuleType):
             super().__setattr__(name, value)
 
     def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *self._modules})
+        return sorted({*super().__dir__(), *self._modules, *self._rooms})
 
 
-def load_when_asked(package: str, modules: Mapping[str, str]) -> None:
+def load_when_asked(
+    package: str,
+    modules: Mapping[str, str],
+    *,
+    rooms: Collection[str] = (),
+    needs_extra: bool = True,
+) -> None:
     """Have a package load its public names when they are first asked for.
 
-    Its ``__init__.pyi`` tells type checkers the same names. A package that is missing then says
-    how to install it.
+    Its ``__init__.pyi`` tells type checkers the same names.
 
     Args:
         package: full name of the package, in whose ``__init__`` this is called.
         modules: by public name, the submodule that has it.
+        rooms: submodules that are public themselves.
+        needs_extra: whether the names need the extra ``train``; what is missing then says how to
+            install it.
     """
-    room = sys.modules[package]
-    vars(room)["_modules"] = modules
-    room.__class__ = _Room
+    lazy = sys.modules[package]
+    vars(lazy).update(_modules=modules, _rooms=rooms, _needs_extra=needs_extra)
+    lazy.__class__ = _Package

@@ -76,3 +76,52 @@ def test_what_is_loaded_is_seen():
     printed, loaded = answer("convert", "--checkpoint=/none", "--out=/none/m.safetensors")
     assert "/none" in printed
     assert {"torch", "numpy"} <= loaded
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["evaluate", "--model=/none", "--blanked_streams=[rgb]"],
+        ["predict", "--model=/none", "--folder=/none", "--out=/none/p.csv"],
+        ["inspect", "--model=/none"],
+        ["convert", "--checkpoint=/none", "--out=none.safetensors"],
+        ["prepare", "--out=none", "--data.root=/none"],
+        ["data", "show", "--data.root=/none"],
+        ["data", "check", "--data.root=/none"],
+    ],
+    ids=lambda words: words[0] + words[1] * (words[0] == "data"),
+)
+def test_a_command_that_does_not_train_needs_no_trainer(words):
+    printed, loaded = answer(*words)
+    assert "error: " in printed
+    assert "torch" in loaded
+    assert "lightning" not in loaded
+
+
+MEASURED = """
+import sys
+import manystream as ms
+from manystream.cli import main
+from manystream.data import DataOptions, training_data
+
+options = DataOptions(num_scenes=12, image_size=16, batch_size=8, num_workers=0)
+data = training_data(options, report=print)
+task = ms.tasks.Classification(classes=data.classes)
+model = ms.create_model(streams=data.in_channels, task=task, width=0.0625)
+model.preprocessing, model.held_out = data.preprocessing.to_dict(), data.held_out
+model.save({path!r})
+words = ["--data.num_scenes=12", "--data.num_workers=0", "--blanked_streams=[depth]"]
+assert main(["evaluate", "--model", {path!r}, *words]) == 0
+assert "torchmetrics" in sys.modules
+assert "lightning" not in sys.modules
+"""
+
+
+def test_a_model_is_measured_without_a_trainer(tmp_path):
+    script = MEASURED.format(path=str(tmp_path / "model.safetensors"))
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_command_that_trains_is_seen_to_need_it():
+    _, loaded = answer("train", "--data.root=/none")
+    assert "lightning" in loaded

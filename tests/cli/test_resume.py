@@ -8,12 +8,11 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from manystream.cli.options import TrainOptions
-from manystream.cli.parser import option_names
+from manystream.cli.main import build_parser
 from manystream.data.loader import StreamDataset
 from manystream.model import StreamModel
 from manystream.training.run_folder import RunFolder
-from manystream.training.termination import Terminated
+from manystream.training.sigterm import Terminated
 from tests.cli.test_main import SCENES, status, train
 from tests.training.builders import repeatable
 from tests.training.test_history import strict
@@ -226,6 +225,6 @@ def test_an_unknown_option_names_the_nearest(capsys):
 
 
 def test_every_option_is_known():
-    names = set(option_names(TrainOptions))
+    names = set(build_parser("train").known)
     assert {"out", "resume", "data.root", "model.depth", "fit.epochs", "fit.devices"} <= names
     assert "fit" not in names

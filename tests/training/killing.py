@@ -16,7 +16,7 @@ from manystream.data.options import DataOptions
 from manystream.training import FitOptions
 from manystream.training.history import History
 from manystream.training.run_folder import RunFolder
-from manystream.training.termination import Terminated
+from manystream.training.sigterm import Terminated
 from tests.data.builders import DEPTH, RGB, identity
 from tests.training.builders import CPU, array_source, easy_samples, tiny_model, tuple_batches
 

@@ -103,6 +103,13 @@ def test_each_try_is_a_training_step_of_the_mode_and_precision(monkeypatch):
     assert len(stepped) == 5
 
 
+def test_a_try_in_double_precision_is_one():
+    model, seen = tiny_model(), []
+    model.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].streams[0]))
+    model.find_batch_size(tuple_batches(4), FitOptions(precision="64-true", **CPU), largest=1)
+    assert {rows.dtype for rows in seen} == {torch.float64}
+
+
 def test_it_leaves_no_trace():
     model = tiny_model(dropout=0.2)
     before, training = copy.deepcopy(model.state_dict()), model.training

@@ -222,6 +222,14 @@ def test_a_frozen_stream_has_the_same_statistics_in_both_processes():
             torch.testing.assert_close(of_first[name], of_second[name], rtol=0, atol=0)
 
 
+def assert_same_runs(resumed, whole):
+    for (weights, history, _), (expected_weights, expected_history, _) in zip(
+        resumed, whole, strict=True
+    ):
+        torch.testing.assert_close(weights, expected_weights, rtol=0, atol=0)
+        assert repeatable(history) == repeatable(expected_history)
+
+
 @pytest.mark.parametrize(
     ("changes", "kill_at"), [({}, 9), ({**FREEZING, "epochs": 4, "learning_rate": 1e-3}, 19)]
 )
@@ -233,11 +241,7 @@ def test_two_killed_processes_end_as_if_they_had_not_been(tmp_path, changes, kil
     assert list((cut / "checkpoints").glob("epoch-*"))
     assert not (tmp_path / "cut/checkpoints/final.ckpt").exists()
     resumed = in_processes(train, 4, changes, cut, True, count=2)
-    for (weights, history, _), (expected_weights, expected_history, _) in zip(
-        resumed, whole, strict=True
-    ):
-        torch.testing.assert_close(weights, expected_weights, rtol=0, atol=0)
-        assert repeatable(history) == repeatable(expected_history)
+    assert_same_runs(resumed, whole)
 
 
 @pytest.mark.parametrize("signalled", [0, 1])
@@ -250,11 +254,7 @@ def test_sigterm_to_one_of_two_processes_ends_both_and_nothing_is_lost(tmp_path,
     [state] = (cut / "checkpoints").glob("epoch-*")
     assert all(f"its state is in {state}" in message for _, message in ended)
     resumed = in_processes(train, 4, {"modality_dropout": True}, cut, True, count=2)
-    for (weights, history, _), (expected_weights, expected_history, _) in zip(
-        resumed, whole, strict=True
-    ):
-        torch.testing.assert_close(weights, expected_weights, rtol=0, atol=0)
-        assert repeatable(history) == repeatable(expected_history)
+    assert_same_runs(resumed, whole)
 
 
 @pytest.mark.parametrize("signalled", [0, 1])

@@ -8,23 +8,27 @@ from torchmetrics import MeanAbsoluteError, MetricCollection
 
 from manystream.memory import measure
 from manystream.tasks import StepLoss, Task
+from manystream.training import StepOutOfMemory
 from manystream.training.out_of_memory import (
-    Need,
     StepForm,
-    StepNeeds,
-    StepOutOfMemory,
-    advise,
-    measure_needs,
+    count_steps,
+    explained,
+    line_through,
+    settings_that_fit,
 )
 from tests.training.builders import CPU, tiny_model, tuple_batches
 
 MIB = 2**20
 
 
-def needs_of(**per_sample: float) -> StepNeeds:
-    """What steps take, in MiB a sample by mode; weights and optimizer take 10 MiB."""
-    peak = {mode: Need(0, size * MIB) for mode, size in per_sample.items()}
-    return StepNeeds(peak, {"raw output": Need(0, MIB)}, {"conv1": Need(0, MIB)}, 10 * MIB)
+def fitting(batch_size, available, **per_sample):
+    """Settings that fit into so many MiB beside weights and optimizer, which take 10 MiB.
+
+    A sample takes as many MiB as is given for each mode, and no step takes any besides.
+    """
+    peaks = {mode: lambda b, mib=mib: round(mib * b * MIB) for mode, mib in per_sample.items()}
+    available_bytes = None if available is None else (10 + available) * MIB
+    return settings_that_fit(peaks, 10 * MIB, batch_size, available_bytes)
 
 
 def step(batch_size: int, **changes) -> StepForm:
@@ -42,61 +46,92 @@ def out_of_memory_above(model, batch_size, modes=("fast", "balanced", "lean", "m
 
 
 @pytest.mark.parametrize(("mode", "dtype"), [("balanced", None), ("lean", torch.bfloat16)])
-def test_needs_at_a_size_are_those_that_are_measured_there(mode, dtype):
+def test_what_is_counted_at_two_sizes_tells_what_is_measured_at_another(mode, dtype):
     model = tiny_model(memory=mode)
     network, loss = model.network, StepLoss(model.task.loss)
-    needs = measure_needs(network, loss, step(16), dtype)
-    report = measure(network, step(16).noise(network), dtype)
-    assert next(iter(needs.peak)) == mode
-    assert needs.peak[mode].at(16) == pytest.approx(report.peak_allocated_bytes, rel=0.02)
-    for told, found in (
-        (needs.kept_by_kind, report.kept_by_kind),
-        (needs.kept_by_layer, report.kept_by_layer),
-    ):
-        assert {name: need.at(16) for name, need in told.items()} == pytest.approx(found, rel=0.02)
+    reports = count_steps(network, loss, step(16), dtype)
+    assert list(reports) == ["fast", "balanced", "lean", "min"][{"balanced": 1, "lean": 2}[mode] :]
+    (small, large), found = reports[mode], measure(network, step(16).noise(network, 16), dtype)
+
+    def drawn_on(few: dict, many: dict) -> dict:
+        return {name: line_through(few.get(name, 0), many[name])(16) for name in many}
+
+    peak = line_through(small.peak_allocated_bytes, large.peak_allocated_bytes)(16)
+    assert peak == pytest.approx(found.peak_allocated_bytes, rel=0.02)
+    by_kind = drawn_on(small.kept_by_kind, large.kept_by_kind)
+    assert by_kind == pytest.approx(found.kept_by_kind, rel=0.02)
+    by_layer = drawn_on(small.kept_by_layer, large.kept_by_layer)
+    assert by_layer == pytest.approx(found.kept_by_layer, rel=0.02)
 
 
-def test_a_leaner_mode_is_the_first_advice():
-    needs = needs_of(fast=4, balanced=3, lean=2, min=1)
-    advice = advise(needs, step(64), available_bytes=10 * MIB + 200 * MIB)
-    assert advice.changes() == {"memory": "lean"}
-    best, other = advice.settings
-    assert best.need_bytes == 138 * MIB
-    assert (other.memory, other.batch_size) == ("fast", 32)
+def test_a_line_goes_through_both_counts():
+    line = line_through(30, 50)
+    assert [line(batch_size) for batch_size in (2, 4, 8)] == [30, 50, 90]
 
 
-def test_the_leanest_mode_takes_the_largest_batch_where_none_takes_it_whole():
-    needs = needs_of(fast=4, balanced=3, lean=2, min=1)
-    advice = advise(needs, step(64), available_bytes=10 * MIB + 60 * MIB)
-    assert advice.changes() == {"memory": "min", "batch_size": 32}
-    assert [(s.memory, s.batch_size) for s in advice.settings] == [("min", 32), ("fast", 8)]
+@pytest.mark.parametrize(
+    ("failed", "available", "per_sample", "expected"),
+    [
+        pytest.param(
+            64,
+            200,
+            {"fast": 4, "balanced": 3, "lean": 2, "min": 1},
+            [("lean", 64, 138), ("fast", 32, 138)],
+            id="a leaner mode is the first advice",
+        ),
+        pytest.param(
+            64,
+            60,
+            {"fast": 4, "balanced": 3, "lean": 2, "min": 1},
+            [("min", 32, 42), ("fast", 8, 42)],
+            id="the leanest takes the largest batch where none takes it whole",
+        ),
+        pytest.param(
+            64,
+            None,
+            {"fast": 4, "balanced": 3.9, "lean": 3.8, "min": 3},
+            [("min", 64, 202), ("fast", 32, 138)],
+            id="nothing takes more than what failed",
+        ),
+        pytest.param(
+            64,
+            10**6,
+            {"fast": 4, "balanced": 3.9, "lean": 3.8, "min": 3},
+            [("min", 64, 202), ("fast", 32, 138)],
+            id="whatever memory there seems to be",
+        ),
+        pytest.param(
+            48, 100, {"min": 4}, [("min", 16, 74)], id="the leanest only takes fewer samples"
+        ),
+        pytest.param(2, 1, {"lean": 4, "min": 3}, [], id="nothing fits"),
+    ],
+)
+def test_what_fits(failed, available, per_sample, expected):
+    found = fitting(failed, available, **per_sample)
+    assert found == [(mode, size, mib * MIB) for mode, size, mib in expected]
 
 
-def test_no_advice_takes_more_than_what_failed():
-    needs = needs_of(fast=4, balanced=3.9, lean=3.8, min=3)
-    advice = advise(needs, step(64), available_bytes=None)
-    assert advice.changes() == {"memory": "min"}
-    assert advise(needs, step(64), 10**12) == advice
-
-
-def test_a_network_in_the_leanest_mode_can_only_take_fewer_samples():
-    advice = advise(needs_of(min=4), step(48), available_bytes=10 * MIB + 100 * MIB)
-    assert advice.changes() == {"batch_size": 16}
+def told(form, settings):
+    """What is said of a step in mode ``fast``, of which little was counted."""
+    model = tiny_model()
+    reports = count_steps(model.network, StepLoss(model.task.loss), form)
+    return explained(form, "fast", reports["fast"], settings)
 
 
 def test_where_nothing_fits_it_says_so():
-    advice = advise(needs_of(lean=4, min=3), step(2), available_bytes=11 * MIB)
-    assert advice.changes() == {}
-    assert "no memory mode and batch size would fit" in str(advice)
+    error = told(step(2), [])
+    assert error.changes == {}
+    assert str(error).endswith(
+        "no memory mode and batch size would fit; take smaller images or a narrower net"
+    )
 
 
 def test_what_needs_more_memory_than_was_counted_is_turned_off():
-    advice = advise(needs_of(fast=4, min=1), step(64, in_graphs=True), 10**9)
-    assert advice.changes() == {"memory": "min", "cuda_graphs": "off"}
-    assert "without CUDA graphs" in str(advice)
-    assert str(StepOutOfMemory(advice)).endswith(
-        'try: model.memory = "min", fit(cuda_graphs="off")'
-    )
+    error = told(step(64, in_graphs=True), fitting(64, 1000, fast=4, min=1))
+    assert error.changes == {"memory": "min", "cuda_graphs": "off"}
+    assert "what would fit, without CUDA graphs, by estimate:" in error.reason
+    assert "  memory mode min with batches of 64: 74 MiB in all" in error.reason
+    assert str(error).endswith('try: model.memory = "min", fit(cuda_graphs="off")')
 
 
 def test_training_that_runs_out_of_memory_says_what_kept_it_and_what_fits():
@@ -108,7 +143,7 @@ def test_training_that_runs_out_of_memory_says_what_kept_it_and_what_fits():
     assert "a training step of 8 samples of 32x32 pixels in memory mode fast" in message
     assert re.search(r"raw output \d+ MiB", message)
     assert "conv1" in message or "bn1" in message
-    changes = caught.value.advice.changes()
+    changes = caught.value.changes
     assert f'try: model.memory = "{changes["memory"]}"' in message
     model.memory = changes["memory"]
     assert model.fit(batches, epochs=1, **CPU).num_epochs == 1
@@ -141,11 +176,14 @@ def test_what_it_advises_is_less_than_what_failed():
     out_of_memory_above(model, 4)
     with pytest.raises(torch.OutOfMemoryError) as caught:
         model.fit(tuple_batches(16, 16), epochs=1, **CPU)
-    failed, *_ = caught.value.advice.needs.peak.values()
-    for setting in caught.value.advice.settings:
-        tried = tiny_model(memory=setting.memory).network
-        peak = measure(tried, step(setting.batch_size).noise(tried)).peak_allocated_bytes
-        assert peak < failed.at(16)
+    failed = peak_of(model.memory, 16)
+    assert caught.value.settings
+    assert all(peak_of(s.memory, s.batch_size) < failed for s in caught.value.settings)
+
+
+def peak_of(memory, batch_size):
+    tried = tiny_model(memory=memory).network
+    return measure(tried, step(batch_size).noise(tried, batch_size)).peak_allocated_bytes
 
 
 def test_a_step_that_fails_otherwise_is_left_alone():
@@ -186,5 +224,5 @@ def test_it_advises_for_a_task_without_classes():
     out_of_memory_above(model, 7, modes=["fast"])
     with pytest.raises(StepOutOfMemory, match="a training step of 8 samples") as caught:
         model.fit(batches, epochs=1, **CPU)
-    model.memory = caught.value.advice.changes()["memory"]
+    model.memory = caught.value.changes["memory"]
     assert model.fit(batches, epochs=1, **CPU).num_epochs == 1

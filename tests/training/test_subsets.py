@@ -10,8 +10,9 @@ from manystream.dropout import subset_views
 from manystream.presence import Presence
 from manystream.tasks import Classification
 from manystream.training import FitOptions
+from manystream.training.callbacks.step_watch import StepWatch
 from manystream.training.module import TrainingModule
-from manystream.training.out_of_memory import StepForm, StepWatch
+from manystream.training.out_of_memory import StepForm
 from tests.builders import mask_of
 from tests.models.test_views import seen_in
 from tests.oracle import forward_by_view
@@ -177,4 +178,4 @@ def test_advice_about_memory_counts_all_views():
     module._step = None
     batch = module.network.to_batch([x[:4] for x in tuple_batches(8)[0][:2]])
     StepWatch(latest).on_train_batch_start(None, module, batch, 0)
-    assert latest.noise(module.network).views.num_views == 3 * 4
+    assert latest.noise(module.network, 4).views.num_views == 3 * 4

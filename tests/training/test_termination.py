@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from manystream.training import FitOptions, termination
-from manystream.training.termination import Terminated, Termination
+from manystream.training.sigterm import Terminated
+from manystream.training.termination import Termination
 from tests.processes import in_processes
 from tests.training.builders import CPU, tiny_model, tuple_batches
 

@@ -22,7 +22,7 @@ from manystream.presence import Views
 from manystream.tasks import StepLoss, forward_and_loss
 from manystream.training import FitOptions, termination
 from manystream.training.distributed import average_gradients
-from manystream.training.termination import Terminated
+from manystream.training.sigterm import Terminated
 from tests.builders import mask_of, random_images, small_resnet
 from tests.data.builders import DEPTH, RGB, identity
 from tests.training.builders import CPU, array_source, easy_samples, tiny_model, tuple_batches

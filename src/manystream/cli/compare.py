@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from rich.table import Table
 
-from manystream.batch import StreamBatch
 from manystream.cli.batches import load_training_data
 from manystream.cli.options import CompareOptions
-from manystream.cli.output import console, fresh_path, plain, print_subsets, say
+from manystream.cli.output import fresh_path, plain, print_subsets, print_table, say
 from manystream.data import TrainingData
+from manystream.evaluation.inference import device_of
 from manystream.evaluation.report import Run, write_report
 from manystream.memory.cost import measure_step
 from manystream.model import create_model
@@ -55,34 +55,24 @@ def _run(name: str, family: str, data: TrainingData, options: CompareOptions, fo
     )
     fit = options.fit
     if len(data.in_channels) == 1:  # there is no other stream to survive on
-        fit = replace(
-            fit,
-            **dropout_off(),
-            subset_accuracy_every=0,
-            freeze_patience=None,
-            balance_penalty=0.0,
-        )
+        off: dict[str, Any] = {"subset_accuracy_every": 0, "freeze_patience": None}
+        fit = replace(fit, **dropout_off(), **off, balance_penalty=0.0)
     history = model.fit(data.train, data.val, fit, out_dir=folder)
     subsets = model.evaluate_subsets(data.val, accelerator=fit.accelerator)
-    cost = measure_step(model.network, model.task, _first_batch(data, fit.accelerator))
+    batch = next(iter(data.train)).to(device_of(fit.accelerator))
+    cost = measure_step(model.network, model.task, batch)
     return Run(name, model.task, history, subsets, plain(asdict(options)), cost)
 
 
-def _first_batch(data: TrainingData, accelerator: str) -> StreamBatch:
-    """Read one training batch, to the device that the network was trained on."""
-    batch: StreamBatch = next(iter(data.train))
-    on_gpu = accelerator != "cpu" and torch.cuda.is_available()
-    return batch.to("cuda") if on_gpu else batch
-
-
 def _print_costs(runs: list[Run]) -> None:
-    table = Table("family", "parameters", "peak memory of a step", "time of a step")
-    for run in runs:
-        if run.cost is not None:
-            table.add_row(
-                run.name,
-                f"{run.cost.num_parameters / 1e6:.2f} M",
-                f"{run.cost.peak_bytes / 2**20:.0f} MiB",
-                f"{run.cost.step_ms:.0f} ms",
-            )
-    console.print(table)
+    rows = [
+        (
+            run.name,
+            f"{run.cost.num_parameters / 1e6:.2f} M",
+            f"{run.cost.peak_bytes / 2**20:.0f} MiB",
+            f"{run.cost.step_ms:.0f} ms",
+        )
+        for run in runs
+        if run.cost is not None
+    ]
+    print_table(["family", "parameters", "peak memory of a step", "time of a step"], rows)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from rich.table import Table
-
 from manystream.cli.batches import evaluation_loader
 from manystream.cli.options import InspectOptions
-from manystream.cli.output import console, fresh_path, say
+from manystream.cli.output import fresh_path, print_table, say
 from manystream.evaluation.plots import plot_layers
 from manystream.evaluation.strict_json import strict_json
 from manystream.model import load_model
@@ -32,9 +30,9 @@ def inspect(options: InspectOptions) -> None:
 
 def _print_layers(by_layer: dict[str, dict[str, float]]) -> None:
     names = list(next(iter(by_layer.values())))
-    table = Table("layer", *(f"{name}, rms" for name in names), "share of " + names[0])
+    rows = []
     for layer, values in by_layer.items():
         total = sum(values.values())
         share = f"{values[names[0]] / total:.0%}" if total > 0 else ""
-        table.add_row(layer, *(f"{values[name]:.3g}" for name in names), share)
-    console.print(table)
+        rows.append([layer, *(f"{values[name]:.3g}" for name in names), share])
+    print_table(["layer", *(f"{name}, rms" for name in names), f"share of {names[0]}"], rows)

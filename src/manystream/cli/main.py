@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 from pkgutil import resolve_name
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 
@@ -24,70 +24,32 @@ from manystream.cli.parser import (
 )
 from manystream.extras import MissingExtraError, train_extra
 
-
-class Command(NamedTuple):
-    """A command of the table.
-
-    Attributes:
-        help: what the list of commands says of it.
-        options: module and dataclass of what it takes, in this package.
-        run: module and function that it calls.
-    """
-
-    help: str
-    options: str
-    run: str
-
-
 COMMANDS = {
-    "train": Command(
-        "Train a network, and measure it with every subset of its streams.",
-        "options:TrainOptions",
-        "train:train",
-    ),
-    "evaluate": Command(
-        "Measure a trained network when sensors fail.",
-        "options:EvaluateOptions",
-        "evaluate:evaluate",
-    ),
-    "predict": Command(
-        "Write a trained network's predictions for a folder of images.",
-        "options:PredictOptions",
-        "predict:predict",
-    ),
-    "compare": Command(
-        "Train several families on the same data and compare them.",
-        "options:CompareOptions",
-        "compare:compare",
-    ),
-    "inspect": Command(
-        "Show how much each stream contributes at every layer.",
-        "options:InspectOptions",
-        "inspect:inspect",
-    ),
-    "convert": Command(
-        "Turn a checkpoint of the original implementation into a model file.",
-        "options:ConvertOptions",
-        "convert:convert",
-    ),
-    "prepare": Command(
-        "Write a data set once as arrays that need no decoding.",
-        "data_options:PrepareOptions",
-        "prepare:prepare",
-    ),
-    "data show": Command(
-        "Draw a contact sheet: some samples of every class.",
-        "data_options:ShowDataOptions",
-        "data:show_data",
-    ),
-    "data check": Command(
-        "Read every image of a data set and list what is wrong with it.",
-        "data_options:CheckDataOptions",
-        "data:check_data",
-    ),
+    "train": "Train a network, and measure it with every subset of its streams.",
+    "evaluate": "Measure a trained network when sensors fail.",
+    "predict": "Write a trained network's predictions for a folder of images.",
+    "compare": "Train several families on the same data and compare them.",
+    "inspect": "Show how much each stream contributes at every layer.",
+    "convert": "Turn a checkpoint of the original implementation into a model file.",
+    "prepare": "Write a data set once as arrays that need no decoding.",
+    "data show": "Draw a contact sheet: some samples of every class.",
+    "data check": "Read every image of a data set and list what is wrong with it.",
 }
 
 GROUPS = {"data": "Look at a data set before training on it."}
+
+CALLS = {
+    "train": ("options:TrainOptions", "train:train"),
+    "evaluate": ("options:EvaluateOptions", "evaluate:evaluate"),
+    "predict": ("options:PredictOptions", "predict:predict"),
+    "compare": ("options:CompareOptions", "compare:compare"),
+    "inspect": ("options:InspectOptions", "inspect:inspect"),
+    "convert": ("options:ConvertOptions", "convert:convert"),
+    "prepare": ("data_options:PrepareOptions", "prepare:prepare"),
+    "data show": ("data_options:ShowDataOptions", "data:show_data"),
+    "data check": ("data_options:CheckDataOptions", "data:check_data"),
+}
+"""Where in this package the options of each command are, and what takes them."""
 
 OUT_OF_MEMORY = 3
 
@@ -114,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             known = parser.known
             values = _parse(parser, words)
             assert name is not None  # else the parser has ended the process
-            return _call(COMMANDS[name], values[name.replace(" ", ".")].as_dict(), words)
+            return _call(name, values[name.replace(" ", ".")].as_dict(), words)
     except (ValueError, OSError, MissingExtraError) as error:
         complain(f"error: {with_dashes(str(error), known)}")
         return 2
@@ -143,7 +105,7 @@ def build_parser(named: str | None = None) -> CommandParser:
         allow_abbrev=False,
     )
     groups = {"": parser.add_subcommands(title="commands", metavar="COMMAND")}
-    for name, command in COMMANDS.items():
+    for name, description in COMMANDS.items():
         group, _, word = name.rpartition(" ")
         if group not in groups:
             inner = CommandParser(description=GROUPS[group])
@@ -151,9 +113,9 @@ def build_parser(named: str | None = None) -> CommandParser:
             groups[group] = inner.add_subcommands(title="commands", metavar="COMMAND")
         of_command = CommandParser()
         if name == named:
-            of_command = command_parser(name, _load(command.options))
+            of_command = command_parser(name, _load(CALLS[name][0]))
             parser.known = of_command.known
-        groups[group].add_subcommand(word, of_command, help=command.help)
+        groups[group].add_subcommand(word, of_command, help=description)
     return parser
 
 
@@ -166,45 +128,32 @@ def _parse(parser: ArgumentParser, words: Sequence[str]) -> Any:
     return parser.instantiate(parser.parse_args(normalised(words)))
 
 
-def _call(command: Command, values: dict[str, Any], words: Sequence[str]) -> int:
-    """Call a command.
-
-    Args:
-        command: which.
-        values: of its options by name.
-        words: of the command line, for a message that names another to try.
-
-    Returns:
-        Exit status, see :func:`main`.
-    """
-    from manystream.training import StepOutOfMemory
-    from manystream.training.termination import TERMINATED, sigterm_handled
+def _call(name: str, values: dict[str, Any], words: Sequence[str]) -> int:
+    """Call a command with the values of its options; returns the exit status, see :func:`main`."""
+    from manystream.training.out_of_memory import StepOutOfMemory
+    from manystream.training.sigterm import TERMINATED, sigterm_handled
 
     def end(*_: Any) -> NoReturn:
         """End at SIGTERM as Ctrl-C does, so that a command cleans up."""
         raise SystemExit(TERMINATED)
 
     values.pop("config", None)
+    options, run = CALLS[name]
     try:
         with sigterm_handled(end):
-            return _load(command.run)(_load(command.options)(**values)) or 0
+            return _load(run)(_load(options)(**values)) or 0
     except StepOutOfMemory as error:
-        _complain_of_memory(error, words)
+        from manystream.cli.memory import command_to_try
+
+        complain(f"error: {error.reason}")
+        if error.changes:
+            complain(f"try: {command_to_try(words, error.changes)}")
         return OUT_OF_MEMORY
     except SystemExit as ended:
         if ended.code != TERMINATED:
             raise
         complain("ended by SIGTERM")
         return TERMINATED
-
-
-def _complain_of_memory(error: Any, words: Sequence[str]) -> None:
-    """Say what does not fit, and which command to try."""
-    from manystream.cli.memory import command_to_try
-
-    complain(f"error: {error.advice}")
-    if changes := error.advice.changes():
-        complain(f"try: {command_to_try(words, changes)}")
 
 
 def _load(name: str) -> Any:

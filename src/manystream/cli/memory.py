@@ -41,16 +41,7 @@ def check_can_size(options: FitOptions) -> None:
 
 
 def fill_memory(model: StreamModel, data: TrainingData, options: FitOptions) -> int:
-    """Have the loaders of a run give the largest batches whose steps fit.
-
-    Args:
-        model: the network, on the CPU.
-        data: its loaders, with any size of batches.
-        options: how it is to be trained.
-
-    Returns:
-        Samples per batch.
-    """
+    """Have the loaders of a run give the largest batches whose steps fit; returns their size."""
     size = model.find_batch_size(data.train, options)
     for loader in (data.train, data.val):
         sampler = own_sampler(loader)

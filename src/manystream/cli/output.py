@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,6 @@ with train_extra():
 if TYPE_CHECKING:
     from manystream.evaluation import ClassTable, Subsets
     from manystream.evaluation.conditions import Curve
-    from manystream.evaluation.tables import TextTable
     from manystream.tasks import Quantity
 
 # Names of classes, streams and files are printed as they are: "[/red]" ends no colour, and
@@ -29,13 +28,29 @@ console = Console(**_AS_IT_IS)
 
 
 def say(line: str) -> None:
-    """Print a line as it is."""
+    """Print a line."""
     _print(console, line)
 
 
 def complain(line: str) -> None:
     """Print a message of failure to the standard error."""
     _print(Console(stderr=True, **_AS_IT_IS), line, style="red")
+
+
+def print_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    caption: str = "",
+    title: str | None = None,
+) -> None:
+    """Print a table whose first column names its rows, and the others hold numbers."""
+    first, *others = columns
+    table = Table(first, title=title, title_justify="left", caption=caption or None)
+    for column in others:
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
 
 
 def print_subsets(runs: Mapping[str, Subsets], quantities: Mapping[str, Quantity]) -> None:
@@ -46,47 +61,22 @@ def print_subsets(runs: Mapping[str, Subsets], quantities: Mapping[str, Quantity
         quantities: how the task shows its metrics.
     """
     for table in subset_tables(runs, quantities):
-        print_table(table)
-
-
-def print_table(table: TextTable) -> None:
-    """Print a table of text."""
-    printed = Table(title=table.title, title_justify="left")
-    for number, column in enumerate(table.columns):
-        printed.add_column(column, justify="right" if number else "left")
-    for row in table.rows:
-        printed.add_row(*row)
-    console.print(printed)
+        print_table(table.columns, table.rows, title=table.title)
 
 
 def print_curves(curves: Mapping[str, Curve], quantity: Quantity) -> None:
-    """Print curves that have the same levels as one table each, a column per curve.
-
-    Args:
-        curves: by their titles.
-        quantity: how the metric that they show is printed.
-    """
-    for titles in _of_same_levels(curves):
-        same = [curves[title] for title in titles]
-        table = Table(same[0].unit, caption=f"{quantity.title} of {_samples(same)}")
-        for title in titles:
-            table.add_column(title, justify="right")
-        for row, level in enumerate(same[0].levels):
-            table.add_row(f"{level:g}", *(_point(curve, row, quantity) for curve in same))
-        console.print(table)
-
-
-def _samples(curves: Sequence[Curve]) -> str:
-    """Say how many samples curves are measured on."""
-    counts = sorted({curve.num_samples for curve in curves})
-    return f"{' or '.join(map(str, counts))} samples"
-
-
-def _of_same_levels(curves: Mapping[str, Curve]) -> list[list[str]]:
-    titles: dict[tuple[str, tuple[float, ...]], list[str]] = {}
+    """Print curves, by their titles; those that have the same levels are columns of one table."""
+    alike: dict[tuple[Any, ...], dict[str, Curve]] = {}
     for title, curve in curves.items():
-        titles.setdefault((curve.unit, tuple(curve.levels)), []).append(title)
-    return list(titles.values())
+        alike.setdefault((curve.unit, *curve.levels), {})[title] = curve
+    for (unit, *levels), by_title in alike.items():
+        rows = [
+            [f"{level:g}", *(_point(curve, row, quantity) for curve in by_title.values())]
+            for row, level in enumerate(levels)
+        ]
+        counts = sorted({curve.num_samples for curve in by_title.values()})
+        samples = f"{' or '.join(map(str, counts))} samples"
+        print_table([unit, *by_title], rows, f"{quantity.title} of {samples}")
 
 
 def _point(curve: Curve, row: int, quantity: Quantity) -> str:
@@ -95,7 +85,7 @@ def _point(curve: Curve, row: int, quantity: Quantity) -> str:
 
 
 def print_classes(table: ClassTable) -> None:
-    """Print how well each class is told."""
+    """Print accuracy and precision of each class, and what it is mistaken for."""
     printed = Table("class")
     for title in ("samples", "accuracy", "precision"):
         printed.add_column(title, justify="right")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
 from inspect import cleandoc
 from itertools import pairwise
-from typing import Any, NoReturn, get_type_hints
+from typing import Any, NoReturn
 
 import yaml
 from jsonargparse import ArgumentParser, get_loader, set_loader, set_parsing_settings
@@ -21,6 +20,8 @@ _MODE = "manystream"
 _BUILDS = {"class_path", "init_args", "dict_kwargs"}
 
 _SWITCHES = ("--resume",)
+
+_OPTION = re.compile(r"(?<=^--)[^=]+")
 
 _UNKNOWN = re.compile(r"(?:unrecognized arguments: --|does not accept option ')([\w.]+)")
 
@@ -52,21 +53,10 @@ def command_parser(name: str, options: type) -> CommandParser:
     """Derive a command's parser from its options, a dataclass whose comments become the help."""
     description = cleandoc(options.__doc__ or "").partition("\n\nRaises:")[0]
     parser = CommandParser(description=description, usage=f"manystream {name} [options]")
-    parser.known = list(option_names(options))
     parser.add_argument("--config", action="config", help="YAML file with any of these options.")
     parser.add_class_arguments(options)
+    parser.known = list(parser.get_defaults(skip_validation=True).keys())
     return parser
-
-
-def option_names(options: type, prefix: str = "") -> Iterator[str]:
-    """List all options of a dataclass, those of dataclasses within it after a dot."""
-    types = get_type_hints(options)
-    for field in fields(options):
-        name = f"{prefix}{field.name}"
-        if is_dataclass(types[field.name]):
-            yield from option_names(types[field.name], f"{name}.")
-        else:
-            yield name
 
 
 def with_nearest(message: str, known: Iterable[str]) -> str:
@@ -108,18 +98,11 @@ def normalised(words: Sequence[str]) -> list[str]:
         >>> normalised(["train", "--resume", "--data.on-error", "skip"])
         ['train', '--resume=true', '--data.on_error', 'skip']
     """
-    named = [_underscored(word) for word in words]
+    named = [_OPTION.sub(lambda found: found[0].replace("-", "_"), word) for word in words]
     return [
         f"{word}=true" if word in _SWITCHES and following not in ("true", "false") else word
         for word, following in pairwise([*named, ""])
     ]
-
-
-def _underscored(word: str) -> str:
-    if not word.startswith("--"):
-        return word
-    name, equals, value = word.partition("=")
-    return "--" + name[2:].replace("-", "_") + equals + value
 
 
 def load_values(text: str) -> Any:

@@ -31,7 +31,7 @@ from manystream.tasks import Classification
 from manystream.training.callbacks.loss_guard import NonFiniteLossError
 from manystream.training.distributed import first_to_start
 from manystream.training.fit import check_against_network, check_fit
-from manystream.training.termination import Terminated, sigterm_handled
+from manystream.training.sigterm import Terminated, sigterm_handled
 
 MODEL_FILE = "model.safetensors"
 

@@ -15,13 +15,15 @@ import torch
 from manystream.batch import StreamBatch, map_target, read_batch
 from manystream.models import StreamNetwork
 from manystream.tasks import Task
+from manystream.training.callbacks.step_watch import StepWatch
 from manystream.training.module import TrainingModule, make_loss
 from manystream.training.options import FitOptions
-from manystream.training.out_of_memory import StepForm, StepWatch, explain_out_of_memory
+from manystream.training.out_of_memory import StepForm, explain_out_of_memory
 from manystream.training.trainer import (
     Batches,
     kept_arithmetic,
     lightning_precision,
+    precision_plugins,
     trainer_session,
 )
 
@@ -152,6 +154,7 @@ def _run_steps(module: TrainingModule, batch: StreamBatch, watch: StepWatch) -> 
         gradient_clip_val=options.gradient_clip,
         deterministic=options.deterministic or None,
         callbacks=[watch],
+        plugins=precision_plugins(options.precision),
     )
     with kept_arithmetic(options.precision), session as trainer:
         trainer.fit(module, Batches(batches))

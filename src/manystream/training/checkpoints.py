@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from lightning.fabric.plugins import CheckpointIO
 from torch.utils._pytree import tree_map_only
+from torch.utils.serialization import config
 
 from manystream.files import replacing
 from manystream.models.weights.state_dicts import zip_damage
@@ -125,10 +126,10 @@ def set_random_state(state: Mapping[str, Any]) -> None:
 
 @contextmanager
 def kept_random_state() -> Iterator[None]:
-    """Give the caller's generators back as they were, and Lightning's word to loader processes."""
+    """Restore the caller's random generators, and Lightning's seed variables in the environment."""
     before, seed = random_state(), torch.initial_seed()
     device = None if before["cuda"] is None else torch.cuda.current_device()
-    words = {name: os.environ.get(name) for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")}
+    variables = {name: os.environ.get(name) for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")}
     try:
         yield
     finally:
@@ -137,27 +138,18 @@ def kept_random_state() -> Iterator[None]:
             torch.cuda.set_rng_state(before["cuda"], device)
         elif torch.cuda.is_initialized():  # it would have begun with this seed
             torch.cuda.manual_seed_all(seed)
-        for name, word in words.items():
+        for name, value in variables.items():
             os.environ.pop(name, None)
-            if word is not None:
-                os.environ[name] = word
-
-
-@contextmanager
-def _checksums() -> Iterator[None]:
-    """Have ``torch.save`` write them, also where the caller has switched them off."""
-    before = torch.serialization.get_crc32_options()
-    torch.serialization.set_crc32_options(True)
-    try:
-        yield
-    finally:
-        torch.serialization.set_crc32_options(before)
+            if value is not None:
+                os.environ[name] = value
 
 
 def _save(content: Any, path: Path) -> None:
     """Write a content that can be read without running code; refuse any other."""
     try:
-        with path.open("wb") as file, _checksums():
+        # Checksums, also where the caller has switched them off.
+        checksums = config.patch("save.compute_crc32", True)  # type: ignore[attr-defined]
+        with path.open("wb") as file, checksums:
             torch.save(content, file)
         foreign = ", ".join(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except (pickle.PicklingError, AttributeError) as error:

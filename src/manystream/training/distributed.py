@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 from lightning.pytorch.plugins import LayerSync
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from torch import Tensor, nn
 
 from manystream.layers import separate_norms, synchronise_norms
+
+_T = TypeVar("_T")
 
 
 class AfterBackwardStrategy(DDPStrategy):
@@ -51,20 +52,12 @@ class AfterBackwardStrategy(DDPStrategy):
             average_gradients(self.model.parameters())
 
     def on_validation_start(self) -> None:
-        """Validate with the first process's running statistics."""
-        self._take_statistics()
-
-    def on_validation_end(self) -> None:
-        """Go on with them: whoever stops their moving now keeps what all have."""
-        self._take_statistics()
-
-    def on_train_end(self) -> None:
-        """Leave the first process's running statistics in all."""
-        self._take_statistics()
-
-    def _take_statistics(self) -> None:
+        """Take the first process's running statistics."""
         assert self.model is not None
         _take_from_first(self.model.buffers())
+
+    # Whoever stops their moving after a validation keeps what all have.
+    on_validation_end = on_train_end = on_validation_start
 
 
 AFTER_BACKWARD = "ddp_after_backward"
@@ -115,15 +108,13 @@ def _take_from_first(tensors: Iterable[Tensor]) -> None:
 
 
 class JointBatchNorm(LayerSync):
-    """Has Lightning let batch norms count the present rows of all processes."""
+    """Lets batch norms count the present rows of all processes while Lightning trains."""
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """Join them, when the processes have met."""
         synchronise_norms(model)
         return model
 
     def revert(self, model: nn.Module) -> nn.Module:
-        """Separate them."""
         separate_norms(model)
         return model
 
@@ -135,44 +126,45 @@ class Vote:
 
     Args:
         device: of the processes' group.
+        alone: whether there is no other process.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, *, alone: bool = False) -> None:
+        self._device, self._alone = device, alone
         self._votes: Tensor | None = None
-        self._ready: Callable[[], Any]
+        self._wait: Callable[[], Any]
 
-    def ask(self, number: float) -> None:
-        """Give this process's number."""
-        votes = torch.full((), float(number), device=self._device)
-        work = dist.all_reduce(votes, op=dist.ReduceOp.MAX, async_op=True)
+    def ask(self, number: float | Tensor) -> None:
+        """Give this process's number; a tensor of shape () is on the device, and is taken over."""
+        if not isinstance(number, Tensor):
+            number = torch.full((), float(number), device=self._device)
+        self._votes, self._wait = number, lambda: None
+        if not self._alone:
+            work = dist.all_reduce(number, op=dist.ReduceOp.MAX, async_op=True)
+            self._wait = work.wait
         if self._device.type == "cuda":
-            work.wait()  # the stream does, not the host
-            self._votes = torch.empty_like(votes, device="cpu", pin_memory=True)
-            self._votes.copy_(votes, non_blocking=True)
+            self._wait()  # the stream does, not the host
+            self._votes = torch.empty_like(number, device="cpu", pin_memory=True)
+            self._votes.copy_(number, non_blocking=True)
             copied = torch.cuda.Event()
             copied.record()
-            self._ready = copied.synchronize
-        else:
-            self._votes, self._ready = votes, work.wait
+            self._wait = copied.synchronize
 
     def answer(self) -> float:
         """Return the largest number that was given when all were asked last; 0 if nobody was."""
         if self._votes is None:
             return 0
-        self._ready()
+        self._wait()
         votes, self._votes = self._votes, None
         return votes.item()
 
 
-def outlive_children(trainer: pl.Trainer) -> None:
-    """Let the processes that this one has started end with what status they will.
-
-    Lightning would kill this one as soon as it sees that one of them did not end with 0.
-    """
-    launcher = trainer.strategy.launcher
-    if isinstance(launcher, _SubprocessScriptLauncher):
-        launcher.procs.clear()
+def gathered(own: _T, world_size: int) -> list[_T]:
+    """Collect what every process gives, by rank; all of them call it."""
+    everyone: list[Any] = [own] * world_size
+    if world_size > 1:
+        dist.all_gather_object(everyone, own)
+    return everyone
 
 
 _RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")

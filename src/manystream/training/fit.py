@@ -17,14 +17,15 @@ from manystream.models import StreamNetwork
 from manystream.models.inspection import BalancePenalty
 from manystream.tasks import StepLoss, Task
 from manystream.training.callbacks.freezing import StreamFreezing
-from manystream.training.callbacks.gradient_norms import GradientNorms
 from manystream.training.callbacks.loss_guard import LossGuard
+from manystream.training.callbacks.step_watch import StepWatch
 from manystream.training.callbacks.subset_accuracy import SubsetAccuracy
 from manystream.training.callbacks.weights import RestoreBest, WeightAverage
 from manystream.training.checkpoints import StateIO, kept_random_state
 from manystream.training.distributed import JointBatchNorm, first_to_start
 from manystream.training.feed import Feed, check_lasts, share_of
 from manystream.training.history import (
+    GradientNorms,
     History,
     HistoryRecorder,
     Throughput,
@@ -33,11 +34,12 @@ from manystream.training.history import (
 )
 from manystream.training.module import TrainingModule, make_loss
 from manystream.training.options import FitOptions
-from manystream.training.out_of_memory import StepForm, StepWatch, explain_out_of_memory
+from manystream.training.out_of_memory import StepForm, explain_out_of_memory
 from manystream.training.param_groups import check_multipliers, stream_modules
 from manystream.training.run_folder import RunFolder, check_same_network, finish
+from manystream.training.sigterm import Terminated
 from manystream.training.state_saver import StateSaver
-from manystream.training.termination import EndAtStep, EndInValidation, Terminated, Termination
+from manystream.training.termination import EndAtStep, EndInValidation, Termination
 from manystream.training.trainer import (
     kept_arithmetic,
     lightning_precision,

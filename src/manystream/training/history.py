@@ -1,9 +1,9 @@
-"""What is written down of a run: its history, how fast it was, and logs."""
+"""What is written down of a run: its history, how fast it was, gradient norms, and logs."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from inspect import signature
 from pathlib import Path
 from time import perf_counter
@@ -13,12 +13,13 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch import loggers as lightning_loggers
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from manystream.batch import StreamBatch
 from manystream.dropout import ModalityDropout
 from manystream.evaluation.strict_json import strict_json
 from manystream.files import replacing
+from manystream.training.param_groups import named_groups, network_of
 
 SAMPLES_PER_SECOND = "train_samples_per_second"
 """Name in a history; of all that is in it, only this is not the same when a run is repeated."""
@@ -54,11 +55,7 @@ class History(dict[str, list[float]]):
 
 
 class HistoryRecorder(pl.Callback):
-    """Adds each epoch's logged values to a history, and keeps it on disk.
-
-    Args:
-        path: JSON file that is rewritten after every epoch; None keeps it in memory only.
-    """
+    """Adds each epoch's logged values to a history, and rewrites its JSON file, if it has one."""
 
     def __init__(self, path: Path | None = None) -> None:
         self.history = History()
@@ -76,7 +73,6 @@ class HistoryRecorder(pl.Callback):
         }
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Record what the epoch used and logged."""
         pl_module.log_dict(self._used, sync_dist=True)
         logged = {k: v.item() for k, v in trainer.callback_metrics.items() if isinstance(v, Tensor)}
         self.history.append({**logged, **self._used})
@@ -84,11 +80,9 @@ class HistoryRecorder(pl.Callback):
             self.history.save(self.path)
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the epochs so far, and what the present one uses."""
         return {"history": {**self.history}, "used": self._used}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where :meth:`state_dict` was taken."""
         self.history = History({name: list(v) for name, v in state_dict["history"].items()})
         self._used = dict(state_dict["used"])
 
@@ -104,22 +98,14 @@ class Throughput(pl.Callback):
         self._begin()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock, also of an epoch that is entered in its middle."""
-        self._begin()
+        self._begin()  # also in the middle of an epoch, where a resumed run enters it
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock."""
         self._begin()
 
     def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: StreamBatch,
-        batch_idx: int,
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
-        """Count a batch, and stop the clock at the last."""
         self._num_samples += len(batch)
         if trainer.is_last_batch:
             if pl_module.device.type == "cuda":
@@ -138,6 +124,25 @@ class Throughput(pl.Callback):
         self._began, self._num_samples, self._seconds = perf_counter(), 0, math.nan
 
 
+class GradientNorms(pl.Callback):
+    """Logs ``gradient_norm/<group>``, mean over an epoch's optimizer steps, before any clipping.
+
+    That is the Euclidean norm over a parameter group; a parameter without a gradient counts as 0.
+    """
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        network = network_of(pl_module)
+        groups = named_groups(network).values()
+        gradients: dict[str, list[Tensor]] = {group: [] for group in groups}
+        for parameter, group in zip(network.parameters(), groups, strict=True):
+            if parameter.grad is not None:
+                gradients[group].append(parameter.grad)
+        norms = {f"gradient_norm/{g}": nn.utils.get_total_norm(of) for g, of in gradients.items()}
+        pl_module.log_dict(norms, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
+
+
 def make_loggers(
     loggers: Sequence[str] | dict[str, dict[str, Any]], out_dir: Path, version: str = "logs"
 ) -> list[Logger]:
@@ -153,38 +158,28 @@ def make_loggers(
         ValueError: if there is no such logger, its package is not installed, or it does not take
             its arguments.
     """
-    named = loggers if isinstance(loggers, dict) else {name: {} for name in loggers}
-    return [_make(name, arguments or {}, out_dir, version) for name, arguments in named.items()]
+    made, kinds = [], check_loggers(loggers)
+    for name, kind in kinds.items():
+        arguments = (loggers[name] if isinstance(loggers, dict) else None) or {}
+        placed = {"name": "", "version": version} if name in _LOGGERS else {}
+        if "save_dir" in signature(kind).parameters:
+            placed["save_dir"] = str(out_dir)
+        try:
+            made.append(kind(**{**placed, **arguments}))
+        except (TypeError, ValueError, ModuleNotFoundError) as error:
+            raise ValueError(f"logger {name!r} with arguments {arguments}: {error}") from error
+    return made
 
 
-def check_loggers(loggers: Sequence[str] | dict[str, dict[str, Any]]) -> None:
-    """Refuse names of no logger.
+def check_loggers(loggers: Iterable[str]) -> dict[str, type[Logger]]:
+    """Find the classes of loggers by their names.
 
     Raises:
-        ValueError: naming the loggers that there are.
+        ValueError: if there is none of a name, naming those that there are.
     """
+    there = [name for name in lightning_loggers.__all__ if name != "Logger"]  # which is abstract
     for name in loggers:
-        _class_of(name)
-
-
-def _make(name: str, arguments: dict[str, Any], out_dir: Path, version: str) -> Logger:
-    kind = _class_of(name)
-    placed = {"name": "", "version": version} if name in _LOGGERS else {}
-    if "save_dir" in signature(kind).parameters:
-        placed["save_dir"] = str(out_dir)
-    try:
-        return kind(**{**placed, **arguments})
-    except (TypeError, ValueError, ModuleNotFoundError) as error:
-        raise ValueError(f"logger {name!r} with arguments {arguments}: {error}") from error
-
-
-def _class_of(name: str) -> type[Logger]:
-    if name in _LOGGERS:
-        return _LOGGERS[name]
-    there = [n for n in lightning_loggers.__all__ if n != "Logger"]  # which is abstract
-    if name not in there:
-        raise ValueError(
-            f"unknown logger {name!r}; expected one of {', '.join(_LOGGERS)}, {', '.join(there)}"
-        )
-    kind: type[Logger] = getattr(lightning_loggers, name)
-    return kind
+        if name not in (*_LOGGERS, *there):
+            known = ", ".join([*_LOGGERS, *there])
+            raise ValueError(f"unknown logger {name!r}; expected one of {known}")
+    return {name: _LOGGERS.get(name) or getattr(lightning_loggers, name) for name in loggers}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module, metadata
-from types import ModuleType
 from typing import Any
 
 from torch.optim import SGD, AdamW, Optimizer
@@ -61,12 +60,18 @@ def _look_up(
 def _class_at(path: str) -> type[Optimizer]:
     """Find a class of an optimizer; nothing that is none is called.
 
+    Importing a module runs its code, and the path may be anyone's: only a module of an installed
+    package is imported, or one that somebody has imported already.
+
     Raises:
         ValueError: if there is none at the path.
     """
     module, _, name = path.rpartition(".")
+    package = module.partition(".")[0]
     try:
-        found = getattr(_import_installed(module), name)
+        if module not in sys.modules and package not in metadata.packages_distributions():
+            metadata.distribution(package)  # Installed for editing, a package lists no modules.
+        found = getattr(import_module(module), name)
     except (ValueError, ImportError, AttributeError):
         raise ValueError(
             f"unknown optimizer {path!r}; expected one of {', '.join(_KNOWN)}, or the path of a "
@@ -79,17 +84,3 @@ def _class_at(path: str) -> type[Optimizer]:
             "example torch.optim.RAdam"
         )
     return found
-
-
-def _import_installed(name: str) -> ModuleType:
-    """Import a module of an installed package: an import runs code, and the name may be anyone's.
-
-    Raises:
-        ImportError: if it is of no such package, and nobody has imported it yet.
-    """
-    if name in sys.modules:
-        return sys.modules[name]
-    package = name.partition(".")[0]
-    if package not in metadata.packages_distributions():
-        metadata.distribution(package)  # Installed for editing, a package lists no modules.
-    return import_module(name)

@@ -28,13 +28,10 @@ _SHOWN = 3
 
 
 class RunFolder:
-    """Where a run's checkpoints are.
+    """The folder of a run.
 
     ``checkpoints`` in it holds the newest two states of the run, the ``best`` one so far, and in
     the end the ``final`` one.
-
-    Args:
-        path: the run's folder.
     """
 
     def __init__(self, path: Path) -> None:
@@ -94,9 +91,8 @@ class RunFolder:
         Raises:
             ValueError: if there are states, but none is whole.
         """
-        states = [self.final] if self.final.exists() else []
-        states += reversed(self._states())
-        for path in states:
+        states = self._all_states()
+        for path in reversed(states):
             try:
                 return path, read_state(path)
             except DamagedStateError as error:
@@ -115,8 +111,7 @@ class RunFolder:
     @property
     def latest(self) -> Path | None:
         """Find the newest state, whole or not; None where there is none."""
-        states = [*self._states(), *([self.final] if self.final.exists() else [])]
-        return states[-1] if states else None
+        return next(reversed(self._all_states()), None)
 
     def state_path(self, epoch: int, batch: int) -> Path:
         """Say where the state before a batch of an epoch belongs."""
@@ -144,14 +139,12 @@ class RunFolder:
     def _states(self) -> list[Path]:
         return sorted(self.checkpoints.glob(f"epoch-*{SUFFIX}"))
 
+    def _all_states(self) -> list[Path]:
+        return [*self._states(), *self.checkpoints.glob(self.final.name)]
+
 
 def check_same_network(network: StreamNetwork, path: Path, content: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint of another network.
-
-    Args:
-        network: the network to train.
-        path: where the checkpoint is.
-        content: what is in it.
+    """Refuse a checkpoint, read from a path, of another network.
 
     Raises:
         ValueError: naming what differs.

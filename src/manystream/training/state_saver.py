@@ -6,12 +6,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-import torch.distributed as dist
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 from torchmetrics import Metric
 
 from manystream.training.checkpoints import random_state
+from manystream.training.distributed import gathered
 from manystream.training.feed import Feed
 from manystream.training.options import Monitor
 from manystream.training.run_folder import RunFolder
@@ -33,12 +33,7 @@ class StateSaver(Checkpoint):
     """
 
     def __init__(
-        self,
-        folder: RunFolder,
-        feed: Feed,
-        monitor: Monitor,
-        *,
-        every_n_steps: int | None = None,
+        self, folder: RunFolder, feed: Feed, monitor: Monitor, *, every_n_steps: int | None = None
     ) -> None:
         self.folder = folder
         self.feed = feed
@@ -46,7 +41,7 @@ class StateSaver(Checkpoint):
         self.every_n_steps = every_n_steps
         self.best_value: float | None = None
         self._is_best = False
-        self._trainer: pl.Trainer | None = None
+        self._trainer: pl.Trainer
         self._metrics: dict[str, Any] | None = None
         self._just_resumed = False
         self._steps_logged: int | None = None
@@ -70,11 +65,11 @@ class StateSaver(Checkpoint):
         """Save the state between two epochs."""
         if trainer.current_epoch > 0 and not self._just_resumed:
             _begin_counting(trainer)
-            self._save(trainer, 0)
+            self.save(trainer, 0)
         self._just_resumed = False
 
     def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any
     ) -> None:
         """Log at the step that the run is at.
 
@@ -85,26 +80,27 @@ class StateSaver(Checkpoint):
             self._steps_logged = None
 
     def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any
     ) -> None:
         """Save the state within an epoch."""
         # Lightning takes no step of a plateau schedule after an epoch that it thinks is restarting.
         trainer.fit_loop._restarting = False
         self._just_resumed = False
-        every, done = self.every_n_steps, batch_idx + 1
+        every, done = self.every_n_steps, trainer.fit_loop.batch_idx + 1
         if every is None or trainer.is_last_batch or done % trainer.accumulate_grad_batches:
             return
         if trainer.global_step % every == 0:
-            self.save_within(trainer, done)
+            self.save(trainer, done)
 
-    def save_within(self, trainer: pl.Trainer, done: int) -> None:
-        """Save the state within an epoch, after ``done`` batches of it; all processes call it."""
-        self._save(trainer, done)
+    def save(self, trainer: pl.Trainer, batch: int) -> None:
+        """Save the state after so many batches of an epoch; all processes call it."""
+        path = self.folder.state_path(trainer.current_epoch, batch)
+        trainer.save_checkpoint(path)
+        if trainer.is_global_zero:
+            if self._is_best:
+                self.folder.keep_as_best(path)
+            self.folder.keep(path)
+        self._is_best = False
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """See whether the epoch was the best so far."""
@@ -120,10 +116,18 @@ class StateSaver(Checkpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """Give the best value, and the state of every process; called in all of them."""
+        trainer, now = self._trainer, random_state()
+        batch = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        own = {
+            "batch": batch,
+            "random_before": self.feed.random_before if batch else now,
+            "random_now": now,
+            "metrics": _epoch_metrics(trainer, trainer.lightning_module) if batch else None,
+        }
         return {
             "best_value": self.best_value,
             "is_best": self._is_best,
-            "processes": _gathered(self._own_state()),
+            "processes": gathered(own, trainer.world_size),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -132,7 +136,6 @@ class StateSaver(Checkpoint):
         Raises:
             ValueError: if the run had another number of processes.
         """
-        assert self._trainer is not None
         if len(state["processes"]) != self._trainer.world_size:
             raise ValueError(
                 f"the run had {len(state['processes'])} processes; resume it with as many, these "
@@ -144,26 +147,6 @@ class StateSaver(Checkpoint):
         self._metrics = own["metrics"]
         self._just_resumed = True
 
-    def _save(self, trainer: pl.Trainer, batch: int) -> None:
-        path = self.folder.state_path(trainer.current_epoch, batch)
-        trainer.save_checkpoint(path)
-        if trainer.is_global_zero:
-            if self._is_best:
-                self.folder.keep_as_best(path)
-            self.folder.keep(path)
-        self._is_best = False
-
-    def _own_state(self) -> dict[str, Any]:
-        trainer, now = self._trainer, random_state()
-        assert trainer is not None
-        batch = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        return {
-            "batch": batch,
-            "random_before": self.feed.random_before if batch else now,
-            "random_now": now,
-            "metrics": _epoch_metrics(trainer, trainer.lightning_module) if batch else None,
-        }
-
 
 def _begin_counting(trainer: pl.Trainer) -> None:
     """Set the counters of the epoch to 0, as Lightning is about to; a saved state has them so."""
@@ -172,15 +155,6 @@ def _begin_counting(trainer: pl.Trainer) -> None:
     loop.scheduler_progress.reset_on_run()
     loop.automatic_optimization.optim_progress.reset_on_run()
     loop.val_loop.batch_progress.total.reset()
-
-
-def _gathered(state: dict[str, Any]) -> list[dict[str, Any]]:
-    """Collect the states of all processes, by rank."""
-    if not dist.is_initialized():
-        return [state]
-    states: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(states, state)
-    return states
 
 
 _ARGUMENTS = (

@@ -5,20 +5,18 @@ from __future__ import annotations
 import math
 import os
 import signal
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
-from manystream.training.distributed import Vote, outlive_children
+from manystream.training.distributed import Vote
+from manystream.training.sigterm import Terminated, sigterm_handled
 from manystream.training.state_saver import StateSaver
-
-TERMINATED = 128 + signal.SIGTERM
-"""Exit status, by the shell's convention."""
 
 _SAME_SECONDS = 1.0
 """Who signals a process group reaches torchrun too, which passes it on: one demand, two signals."""
@@ -30,33 +28,6 @@ _ROUND_SECONDS = 2.0
 """Time between two votes in validation, where processes need not have as many batches."""
 
 _DONE, _READING, _END = range(3)
-
-
-class Terminated(SystemExit):
-    """SIGTERM ended a run. Where nobody catches this, the process ends with status 143.
-
-    Attributes:
-        message: where the run ended, and how to go on.
-    """
-
-    def __init__(self, message: str) -> None:
-        super().__init__(TERMINATED)
-        self.message = message
-
-
-@contextmanager
-def sigterm_handled(handler: Callable[..., None] | signal.Handlers) -> Iterator[None]:
-    """Have SIGTERM handled so for a while; where the caller ignores it, it stays ignored."""
-    before = signal.getsignal(signal.SIGTERM)
-    ignored = before in (signal.SIG_IGN, None)
-    if ignored or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    signal.signal(signal.SIGTERM, handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 class Termination:
@@ -139,28 +110,21 @@ class Termination:
 
 
 class EndInValidation(pl.Callback):
-    """Breaks a validation off that would take long; comes before all that meet at its end.
-
-    Args:
-        termination: whether SIGTERM has come.
-    """
+    """Breaks a validation off that would take long; comes before all that meet at its end."""
 
     def __init__(self, termination: Termination) -> None:
         self._termination = termination
         self._last_round = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Ask the other processes from here on."""
         self._termination.meet(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock."""
         self._last_round = monotonic()
 
     def on_validation_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any
     ) -> None:
-        """Ask now and then."""
         if trainer.world_size == 1 or monotonic() - self._last_round > _ROUND_SECONDS:
             self._termination.end_validation(reading=True)
             self._last_round = monotonic()
@@ -172,12 +136,7 @@ class EndInValidation(pl.Callback):
 
 
 class EndAtStep(Checkpoint):
-    """Ends a run whose state has just been, or is here, saved; comes after all other callbacks.
-
-    Args:
-        termination: whether SIGTERM has come.
-        saver: saves the state; None where a run has no folder.
-    """
+    """Ends a run whose state has just been, or is here, saved; comes after all other callbacks."""
 
     def __init__(self, termination: Termination, saver: StateSaver | None) -> None:
         self._termination = termination
@@ -190,29 +149,28 @@ class EndAtStep(Checkpoint):
             self._end(f"before epoch {trainer.current_epoch}")
 
     def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any
     ) -> None:
         """End within an epoch, when no gradient waits for its step."""
         self._ends = self._termination.heard() or self._ends
-        done = batch_idx + 1
+        done = trainer.fit_loop.batch_idx + 1
         # After the last batch a validation may follow, which is no place to go on from.
         if not self._ends or trainer.is_last_batch or done % trainer.accumulate_grad_batches:
             return
         if self._saver is not None:
-            self._saver.save_within(trainer, done)
+            self._saver.save(trainer, done)
         self._end(f"after batch {done} of epoch {trainer.current_epoch}")
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Let every process end by itself."""
-        if isinstance(exception, Terminated):
-            outlive_children(trainer)
+        """Let the processes that this one has started end with what status they will.
+
+        Lightning would kill this one as soon as it sees that one of them did not end with 0.
+        """
+        launcher = trainer.strategy.launcher
+        if isinstance(exception, Terminated) and isinstance(launcher, _SubprocessScriptLauncher):
+            launcher.procs.clear()
 
     def _end(self, where: str) -> None:
         raise Terminated(f"SIGTERM ended training {where} (counted from 0)")

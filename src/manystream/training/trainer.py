@@ -50,11 +50,7 @@ class Batches:
 
 @contextmanager
 def trainer_session(*, progress: bool, **arguments: Any) -> Iterator[pl.Trainer]:
-    """Provide a Trainer, on one device unless told, that writes and prints only what is asked.
-
-    Args:
-        progress: whether to show a progress bar.
-        arguments: of ``lightning.pytorch.Trainer``.
+    """Provide a Lightning Trainer, on one device unless told, that writes and prints as asked.
 
     Raises:
         ValueError: if there is no such accelerator, or a package is missing that the arguments ask
@@ -87,12 +83,14 @@ def _make_trainer(**arguments: Any) -> pl.Trainer:
         trainer = pl.Trainer(**settings)
     except (MisconfigurationException, ImportError) as error:
         asked = [
-            f"{name} is {arguments[name]!r}" for name in _USUAL if _is_unusual(name, arguments)
+            f"{name} is {arguments[name]!r}"
+            for name, usual in _USUAL.items()
+            if arguments.get(name, usual[0]) not in usual
         ]
         raise ValueError(f"{', '.join(asked) or 'no trainer can be set up'}: {error}") from error
     trainer._signal_connector = _SigtermIsOurs(trainer)
     # Asks in every step, and has the host wait for the answer.
-    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
     return trainer
 
 
@@ -103,10 +101,6 @@ _USUAL: dict[str, tuple[Any, ...]] = {
     "precision": (None, "32-true"),
 }
 """What needs neither hardware nor packages."""
-
-
-def _is_unusual(name: str, arguments: dict[str, Any]) -> bool:
-    return name in arguments and arguments[name] not in _USUAL[name]
 
 
 class _SigtermIsOurs(_SignalConnector):
@@ -120,10 +114,6 @@ class _SigtermIsOurs(_SignalConnector):
         before = signal.getsignal(signal.SIGTERM)
         super().register_signal_handlers()
         self._register_signal(signal.SIGTERM, before)
-
-
-def _nothing() -> None:
-    pass
 
 
 @contextmanager

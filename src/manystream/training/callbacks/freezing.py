@@ -79,15 +79,12 @@ class StreamFreezing(pl.Callback):
         self._trained, self._moving = [], []
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """Do as at the end of training."""
         self.on_train_end(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the frozen streams, and how long each of the others has waited."""
         return {"frozen": self.frozen, "best": self._best, "waited": self._waited}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where :meth:`state_dict` was taken."""
         self.frozen = list(state_dict["frozen"])
         self._best, self._waited = dict(state_dict["best"]), dict(state_dict["waited"])
 

@@ -7,11 +7,14 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils._foreach_utils import (
+    _group_tensors_by_device_and_dtype as group_by_device_and_dtype,
+)
 
 from manystream.batch import StreamBatch
 from manystream.choices import first_few
+from manystream.training.distributed import Vote, gathered
 from manystream.training.param_groups import network_of
 from manystream.training.state_saver import StateSaver
 
@@ -33,16 +36,10 @@ class LossGuard(pl.Callback):
     message names the samples of those whose loss it was.
     """
 
-    def __init__(self) -> None:
-        self._buffers: _KeptBuffers
-        self._batch: StreamBatch | None = None
-        self._is_bad: Tensor | None = None
-        self._loss: Tensor | None = None
-        self._copied: torch.cuda.Event | None = None
-
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the network's buffers, which have their places on the device now."""
         self._buffers = _KeptBuffers(network_of(pl_module))
+        self._vote = Vote(pl_module.device, alone=trainer.world_size == 1)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: StreamBatch, *_: Any
@@ -56,40 +53,24 @@ class LossGuard(pl.Callback):
     ) -> None:
         """Begin to ask; on the CPU the answer is there at once, before any gradient."""
         self._loss = loss.detach()
-        is_bad = (~self._loss.isfinite()).float()
-        if trainer.world_size > 1:
-            # Lightning's own reduction has the host wait for all processes.
-            dist.all_reduce(is_bad, op=dist.ReduceOp.MAX)
-        self._is_bad = is_bad
-        if loss.is_cuda:
-            self._is_bad = torch.empty_like(is_bad, device="cpu", pin_memory=True)
-            self._is_bad.copy_(is_bad, non_blocking=True)
-            self._copied = torch.cuda.Event()
-            self._copied.record()
-        else:
+        self._vote.ask((~self._loss.isfinite()).float())
+        if pl_module.device.type != "cuda":
             self._answer(trainer, pl_module)
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Hear the answer while the backward pass runs."""
-        if self._copied is not None:
-            self._copied.synchronize()
-            self._copied = None
+        if pl_module.device.type == "cuda":
             self._answer(trainer, pl_module)
 
     def _answer(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        is_bad, loss, batch = self._is_bad, self._loss, self._batch
-        self._is_bad = self._loss = self._batch = None
-        assert is_bad is not None
-        assert loss is not None
-        if is_bad.item() == 0:
+        loss, batch = self._loss, self._batch
+        del self._loss, self._batch  # else they would live until the next batch is there
+        if self._vote.answer() == 0:
             return
         self._buffers.restore()
         pl_module.zero_grad()
-        value = loss.item()
-        found = [] if math.isfinite(value) else [(value, _described(batch))]
-        if trainer.world_size > 1:
-            found = _gathered(found)
-        values, samples = zip(*found, strict=True)
+        said = gathered((loss.item(), _described(batch)), trainer.world_size)
+        values, samples = zip(*(s for s in said if not math.isfinite(s[0])), strict=True)
         raise NonFiniteLossError(
             f"the loss of batch {trainer.fit_loop.batch_idx} in epoch {trainer.current_epoch} "
             f"(both from 0) is {values[0]}; its samples are {'; '.join(samples)}. "
@@ -106,26 +87,26 @@ class _KeptBuffers:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        self._network = network
+        self._modules = list(network.modules())
         self._places: list[tuple[dict[str, Tensor | None], str]] = []
         self._kept: list[Tensor] = []
-        self._shapes: list[torch.Size] = []
 
     @torch.no_grad()
     def keep(self) -> None:
-        """Copy them as they are."""
-        found = [buffers.get(name) for buffers, name in self._places]
-        if not found or [None if b is None else b.shape for b in found] != self._shapes:
-            self._begin()
+        """Copy them as they are, where it can be into what was kept before."""
+        there = [
+            ((module._buffers, name), buffer)
+            for module in self._modules
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+        self._places, found = [place for place, _ in there], [buffer for _, buffer in there]
+        if [(b.shape, b.dtype) for b in found] != [(k.shape, k.dtype) for k in self._kept]:
+            self._kept = [buffer.clone() for buffer in found]
             return
-        by_dtype: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
-        for buffer, kept in zip(found, self._kept, strict=True):
-            assert buffer is not None
-            targets, sources = by_dtype.setdefault(buffer.dtype, ([], []))
-            targets.append(kept)
-            sources.append(buffer)
-        for targets, sources in by_dtype.values():
-            torch._foreach_copy_(targets, sources)
+        both: list[list[Tensor | None]] = [[*self._kept], [*found]]
+        for (kept, buffers), _ in group_by_device_and_dtype(both).values():
+            torch._foreach_copy_(kept, buffers)  # type: ignore[arg-type]
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -137,30 +118,11 @@ class _KeptBuffers:
             else:
                 now.copy_(kept)
 
-    def _begin(self) -> None:
-        """Find and copy those that there are."""
-        places = [
-            (module._buffers, name, buffer)
-            for module in self._network.modules()
-            for name, buffer in module._buffers.items()
-            if buffer is not None
-        ]
-        self._places = [(buffers, name) for buffers, name, _ in places]
-        self._kept = [buffer.clone() for _, _, buffer in places]
-        self._shapes = [buffer.shape for _, _, buffer in places]
 
-
-def _described(batch: StreamBatch | None) -> str:
-    if batch is None or batch.ids is None:
+def _described(batch: StreamBatch) -> str:
+    if batch.ids is None:
         return "unknown: the loader's batches have no ids"
     return first_few(batch.ids, _IDS_SHOWN)
-
-
-def _gathered(found: list[tuple[float, str]]) -> list[tuple[float, str]]:
-    """Collect what any process found."""
-    everyone: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, found)
-    return [pair for pairs in everyone for pair in pairs]
 
 
 def _last_good(trainer: pl.Trainer) -> str:

@@ -49,23 +49,19 @@ class WeightAverage(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any
     ) -> None:
-        """Take in the weights after an optimizer step."""
         if trainer.global_step > self._steps:
             self._steps = trainer.global_step
             self._update(network_of(pl_module).state_dict())
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Validate the average."""
         self._trade(pl_module)
         self._in_place_of_weights = True
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Train on with the weights."""
         self._trade(pl_module)
         self._in_place_of_weights = False
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leave the average in the network."""
         network_of(pl_module).load_state_dict(self.weights)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
@@ -74,11 +70,9 @@ class WeightAverage(pl.Callback):
             self.on_validation_end(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the average, and the steps that it has taken in."""
         return {"weights": self.weights, "steps": self._steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where :meth:`state_dict` was taken."""
         self.weights, self._steps = dict(state_dict["weights"]), state_dict["steps"]
 
     def _update(self, state: dict[str, Tensor]) -> None:
@@ -118,27 +112,19 @@ class RestoreBest(pl.Callback):
         self.weights: dict[str, Tensor] = {}
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Keep the weights if no earlier epoch was as good."""
         value = trainer.callback_metrics[self.monitor.name].item()
         if self.monitor.is_better(value, self.best_value):
-            self.best_value = value
-            self.weights = self._measured(pl_module)
+            average, self.best_value = self.average, value
+            state = network_of(pl_module).state_dict() if average is None else average.weights
+            # On the host: they are touched once an epoch, and the device has little to spare.
+            self.weights = {n: t.detach().to("cpu", copy=True) for n, t in state.items()}
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Give the best weights to the network."""
         if self.weights:
             network_of(pl_module).load_state_dict(self.weights)
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the best value, and its weights."""
         return {"best_value": self.best_value, "weights": self.weights}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where :meth:`state_dict` was taken."""
         self.best_value, self.weights = state_dict["best_value"], dict(state_dict["weights"])
-
-    def _measured(self, pl_module: pl.LightningModule) -> dict[str, Tensor]:
-        average = self.average
-        weights = network_of(pl_module).state_dict() if average is None else average.weights
-        # On the host: they are touched once an epoch, and the device has little to spare.
-        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in weights.items()}
