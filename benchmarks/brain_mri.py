@@ -139,7 +139,6 @@ def train_and_test(
         the network can be given, (n, 7); NaN where a slice, or the network, lacks all of it.
     """
     import manystream as ms
-    from manystream.data.augmentation import Augmentation
 
     seed, name, fold = job
     training, data = TRAININGS[name], truth(path)
@@ -162,7 +161,7 @@ def train_and_test(
         seed=seed,
         report=lambda *_: None,
         accelerator=changes["accelerator"],
-        augmentation=Augmentation(**VARIED),
+        augmentation=ms.data.Augmentation(**VARIED),
         **IMAGES,
     )
     torch.manual_seed(seed)

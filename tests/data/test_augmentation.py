@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 
 from manystream.data.augmentation import (
     WHOLE,
-    Augmentation,
     DepthDraw,
     Draw,
     Span,
@@ -16,6 +15,7 @@ from manystream.data.augmentation import (
     normal_noise,
     pixels,
 )
+from manystream.data.options import Augmentation
 
 DEPTH = {"depth_scale": 0.2, "depth_noise": 0.05, "depth_holes": 4}
 

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 
 from manystream.batch import StreamBatch
-from manystream.data.augmentation import Augmentation
 from manystream.data.loader import StreamDataset
+from manystream.data.options import Augmentation
 from manystream.data.sampler import SampleKey
 from manystream.data.streams import StreamSpec
 from manystream.data.transforms import prepare

@@ -5,10 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manystream.data import transforms
-from manystream.data.augmentation import Augmentation
 from manystream.data.image import UnreadableImageError
 from manystream.data.loader import StreamDataset, StreamLoader, make_loader
-from manystream.data.options import DataOptions
+from manystream.data.options import Augmentation, DataOptions
 from manystream.data.prepared import prepared
 from manystream.data.preprocessing import Preprocessing, blend_together, take_together
 from manystream.data.sampler import SampleKey, StreamBatchSampler, shared

@@ -4,8 +4,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manystream.data.augmentation import Augmentation
 from manystream.data.loader import StreamDataset
+from manystream.data.options import Augmentation
 from manystream.data.preprocessing import Preprocessing
 from manystream.data.sampler import SampleKey
 from manystream.data.statistics import StreamStatistics

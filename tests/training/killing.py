@@ -10,9 +10,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from manystream import files
-from manystream.data.augmentation import Augmentation
 from manystream.data.loader import StreamDataset, make_loader
-from manystream.data.options import DataOptions
+from manystream.data.options import Augmentation, DataOptions
 from manystream.training import FitOptions
 from manystream.training.history import History
 from manystream.training.run_folder import RunFolder

@@ -3,6 +3,7 @@
 from manystream.lazy import load_when_asked
 
 _MODULES = {
+    "Augmentation": "options",
     "DataOptions": "options",
     "HeldOut": "splitting",
     "Preprocessing": "preprocessing",

@@ -9,6 +9,7 @@ from manystream.data.folder import unlabelled as unlabelled
 from manystream.data.manifest import manifest as manifest
 from manystream.data.nyu import nyu as nyu
 from manystream.data.opening import open_data as open_data
+from manystream.data.options import Augmentation as Augmentation
 from manystream.data.options import DataOptions as DataOptions
 from manystream.data.prepared import prepare_split as prepare_split
 from manystream.data.prepared import prepared as prepared

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from manystream.batch import StreamBatch
-from manystream.data.augmentation import Augmentation, Draw, draw, frame_of, sample_rng
-from manystream.data.options import DataOptions
+from manystream.data.augmentation import Draw, draw, frame_of, sample_rng
+from manystream.data.options import Augmentation, DataOptions
 from manystream.data.preprocessing import Preprocessing, as_tensor
 from manystream.data.sampler import SampleKey, StreamBatchSampler
 from manystream.data.table import ArrayTable, SampleTable

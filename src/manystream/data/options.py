@@ -7,12 +7,48 @@ from pathlib import Path
 from typing import Literal
 
 from manystream.choices import check_choices
-from manystream.data.augmentation import Augmentation
 from manystream.data.image import MAX_PIXELS
 from manystream.data.problems import OnError
 from manystream.data.streams import LengthUnit, StreamKind
 
 Format = Literal["folder", "sun_rgbd", "nyu", "manifest", "prepared"]
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How training samples are varied. What is done to depth is off until it is asked for.
+
+    Raises:
+        ValueError: if a number is out of its range.
+    """
+
+    scale: tuple[float, float] = (0.5, 1.0)
+    """Range of the crop's area as a fraction of the image's."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    color: float = 0.4
+    """Brightness, contrast and saturation of color are each multiplied by a factor from
+    [1 - color, 1 + color]."""
+    depth_scale: float = 0.0
+    """All depth of a sample is multiplied by one factor from [1 - depth_scale, 1 + depth_scale]."""
+    depth_noise: float = 0.0
+    """Each reading of depth is multiplied by exp(depth_noise · n), n normal."""
+    depth_holes: int = 0
+    """Most rectangles in which depth loses its readings; their number is uniform from 0."""
+
+    def __post_init__(self) -> None:
+        low, high = self.scale
+        if not 0 < low <= high <= 1:
+            raise ValueError(
+                f"scale={self.scale}; expected two fractions, 0 < smallest <= largest <= 1"
+            )
+        for name in ("flip", "color", "depth_scale", "depth_noise"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)}; expected a number from 0 to 1")
+        if self.depth_scale == 1:
+            raise ValueError("depth_scale=1 could make all depth 0; expected less than 1")
+        if not 0 <= self.depth_holes <= 64:
+            raise ValueError(f"depth_holes={self.depth_holes}; expected a number from 0 to 64")
 
 
 @dataclass

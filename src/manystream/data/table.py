@@ -290,6 +290,9 @@ def take_rows(array: np.ndarray, rows: np.ndarray, *, pinned: bool = False) -> T
     """Copy rows of an array into one tensor, (K, *array.shape[1:]), page-locked if asked."""
     dtype = torch.from_numpy(np.empty(0, array.dtype)).dtype
     images = torch.empty((len(rows), *array.shape[1:]), dtype=dtype, pin_memory=pinned)
-    # Any other mode fills a copy of the result first, in case a number is out of bounds.
-    np.take(array, rows, axis=0, out=images.numpy(), mode="clip")
+    if array.flags.c_contiguous:
+        # Any other mode fills a copy of the result first, in case a number is out of bounds.
+        np.take(array, rows, axis=0, out=images.numpy(), mode="clip")
+    else:  # of such a view, a channel of all images for one, take would copy the whole
+        images.numpy()[...] = array[rows]
     return images

@@ -11,7 +11,7 @@ from torch import Tensor
 from manystream.models.weights.original import original_key
 from tests.builders import small_resnet
 
-REFERENCE = Path(__file__).parents[2].parent / "shared" / "reference"
+REFERENCE = Path(__file__).parents[4] / "shared" / "reference"
 FILES = sorted(REFERENCE.glob("*.safetensors"))
 
 REFERENCE_FILES = [pytest.param(path, id=path.stem) for path in FILES] or [
