@@ -13,8 +13,7 @@ from safetensors.torch import load_file
 from manystream import __version__, create_model, load_model
 from manystream.cli import main
 from manystream.data.loader import StreamDataset
-from manystream.data.scenes import SceneSource
-from manystream.data.scenes import source as scenes_module
+from manystream.data.scenes import RenderedScenes
 from tests.data.builders import noise, write_image
 from tests.training.test_history import strict
 
@@ -167,17 +166,16 @@ def test_evaluate_measures_every_condition(trained, tmp_path, capsys):
 
 
 def test_evaluate_renders_scenes_as_large_as_the_model_had_them(trained, monkeypatch):
-    rendered = []
+    rendered, read = set(), RenderedScenes.read
 
-    class Noted(SceneSource):
-        def __init__(self, num_samples, image_size, **options):
-            super().__init__(num_samples, image_size, **options)
-            rendered.append(image_size)
+    def noted(self, cell):
+        rendered.add(self.image_size)
+        return read(self, cell)
 
-    monkeypatch.setattr(scenes_module, "SceneSource", Noted)
+    monkeypatch.setattr(RenderedScenes, "read", noted)
     words = ("--model", trained.model, "--data.num-scenes", 24, "--data.num-workers", 0)
     assert status("evaluate", *words, "--blanked-streams", "[depth]") == 0
-    assert rendered == [16]
+    assert rendered == {16}
 
 
 def test_evaluate_takes_streams_away(trained, capsys):
