@@ -239,7 +239,7 @@ def test_a_torn_image_to_predict(trained, images, tmp_path, capsys):
         (["--model.depth", "19"], "depth is 19; expected one of 18, 34, 50, 101"),
         (["--model.family", "resnet"], "unknown family 'resnet'"),
         (["--data.root", "/no/such/folder"], "root /no/such/folder is no data set"),
-        (["--data.val_split", "valid"], "'valid': 10}; expected some of train, val, test"),
+        (["--data.val_split", "valid"], "'valid': 10}; expected samples of train, val, test"),
         (["--data.streams", "[lidar]"], "no stream 'lidar' in the data; it has rgb, depth"),
         (["--data.batch_size", "0"], "batch_size is 0; expected at least 1"),
         (["--config", "/no/such.yaml"], "/no/such.yaml"),

@@ -95,6 +95,6 @@ def test_splits_and_seeds_share_no_image():
 @pytest.mark.parametrize("num_samples", [{}, {"train": 0}, {"train": 9, "dev": 9}])
 def test_splits_that_there_are_not(num_samples):
     with pytest.raises(
-        ValueError, match=r"splits are \{.*\}; expected some of train, val, test, none empty"
+        ValueError, match=r"splits are \{.*\}; expected samples of train, val, test"
     ):
         scenes(num_samples)

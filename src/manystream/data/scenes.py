@@ -63,9 +63,7 @@ def scenes(num_samples: Mapping[str, int], image_size: int = 64, *, seed: int = 
         ValueError: if a split is none of these, or has no sample.
     """
     if not set(num_samples) <= set(SPLITS) or min(num_samples.values(), default=0) < 1:
-        raise ValueError(
-            f"splits are {num_samples}; expected some of {', '.join(SPLITS)}, none empty"
-        )
+        raise ValueError(f"splits are {num_samples}; expected samples of {', '.join(SPLITS)}")
     cells = [(split, i) for split, number in num_samples.items() for i in range(number)]
     columns = tuple(Column(spec, RenderedScenes(spec, image_size, seed), cells) for spec in STREAMS)
     ids = [f"{split}-{i:06d}" for split, i in cells]
