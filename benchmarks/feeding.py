@@ -41,7 +41,7 @@ from manystream.data import training_data
 from manystream.data.loader import StreamDataset, make_loader
 from manystream.data.options import DataOptions
 from manystream.data.sampler import own_sampler
-from manystream.data.scenes import SceneSource
+from manystream.data.scenes import scenes
 from manystream.data.table import SampleTable
 
 PLAIN = "plain DataLoader, files"
@@ -319,18 +319,16 @@ def forever(loader: Any) -> Generator[StreamBatch]:
 
 def write_files(root: Path, number: int) -> None:
     """Write rendered scenes, enlarged to the size and with the noise of a sensor's images."""
-    scenes = SceneSource(min(number, 96), 128)
-    images = [[scenes.read(index, stream) for stream in (0, 1)] for index in range(len(scenes.ids))]
+    table = scenes({"train": min(number, 100)}, 128)
+    images = [[table.read(index, stream) for stream in (0, 1)] for index in range(len(table))]
+    labels = table.labels()
 
     def write(split: str, index: int) -> None:
         rng, chosen = np.random.default_rng(index), index % len(images)
-        name = scenes.classes[int(scenes.targets[chosen])]
-        for spec, pixels, suffix in zip(
-            scenes.streams, images[chosen], ("jpg", "png"), strict=True
-        ):
+        for spec, pixels, suffix in zip(table.streams, images[chosen], ("jpg", "png"), strict=True):
             large = np.asarray(Image.fromarray(pixels.squeeze()).resize((WIDTH, HEIGHT)))
             noisy = (large + rng.integers(-4, 5, large.shape)).clip(0, np.iinfo(pixels.dtype).max)
-            path = root / split / spec.name / name / f"{index}.{suffix}"
+            path = root / split / spec.name / labels[chosen] / f"{index}.{suffix}"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(noisy.astype(pixels.dtype)).save(path)
 

@@ -1,7 +1,7 @@
 """What progressive modality dropout buys: five seeds with it and without, sensors taken away.
 
-Ten small networks on rendered RGB-D scenes, about half an hour on one core. By their making, colour
-alone can tell half of the classes and depth alone a third. Run: python benchmarks/robustness.py
+Ten small networks on rendered RGB-D scenes, about half an hour on one core; what a network of one
+sensor reaches is in embedded_data.py. Run: python benchmarks/robustness.py
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from manystream.data import DataOptions, training_data
 from manystream.data.transforms import prepare
 from manystream.training import FitOptions
 
-DATA = DataOptions(image_size=64, num_scenes=3000, augment=False, num_workers=0)
+DATA = DataOptions(image_size=48, num_scenes=3000, augment=False, num_workers=0)
 WIDTH = 0.125
 WITHOUT = FitOptions(epochs=30, learning_rate=3e-3, accelerator="cpu", progress=False)
 WITH = replace(
@@ -103,11 +103,12 @@ def table_of(rows: Sequence[Row]) -> Table:
         table.add_column(subset, justify="right")
     for training in dict.fromkeys(row["training"] for row in rows):
         measured = [row["mean_class_accuracy"] for row in rows if row["training"] == training]
-        table.add_row(training, *(_summary([m[subset] for m in measured]) for subset in subsets))
+        table.add_row(training, *(summary([m[subset] for m in measured]) for subset in subsets))
     return table
 
 
-def _summary(values: Sequence[float]) -> str:
+def summary(values: Sequence[float]) -> str:
+    """Write the mean and standard deviation of shares."""
     spread = stdev(values) if len(values) > 1 else 0.0
     return f"{fmean(values):.1%} ± {100 * spread:.1f}"
 

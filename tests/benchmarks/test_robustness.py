@@ -6,7 +6,6 @@ import torch
 from benchmarks.robustness import in_memory, table_of
 from rich.console import Console
 
-from harness.results import RESULTS, load
 from manystream.data import DataOptions, training_data
 
 
@@ -36,12 +35,3 @@ def test_samples_held_in_memory_are_those_of_the_loader():
     for mine, theirs in zip(held[:2], batch.streams, strict=True):
         assert torch.equal(mine, theirs)
     assert torch.equal(held[2], batch.target)
-
-
-def test_the_kept_result_has_every_seed_of_both_trainings():
-    rows = load(RESULTS / "robustness.json")
-    of_training = {}
-    for row in rows:
-        of_training.setdefault(row["training"], set()).add(row["seed"])
-    assert list(of_training.values()) == [set(range(5))] * 2
-    assert "depth" in shown(rows)

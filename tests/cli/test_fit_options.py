@@ -33,7 +33,7 @@ def test_yaml_and_words_together(tmp_path):
     assert len(history["gradient_norm/depth"]) == len(history["val_mean_class_accuracy/rgb"]) == 2
     assert (out / "numbers/metrics.csv").exists()
     classes = strict(out / "classes.json")
-    assert len(classes["classes"]) == len(classes["confusion"]) == 12
+    assert len(classes["classes"]) == len(classes["confusion"]) == 10
 
 
 def test_a_run_that_diverges_says_where_and_keeps_no_weights(tmp_path, capsys):

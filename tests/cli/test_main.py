@@ -13,8 +13,7 @@ from safetensors.torch import load_file
 from manystream import __version__, create_model, load_model
 from manystream.cli import main
 from manystream.data.loader import StreamDataset
-from manystream.data.scenes import SceneSource
-from manystream.data.scenes import source as scenes_module
+from manystream.data.scenes import RenderedScenes
 from tests.data.builders import noise, write_image
 from tests.training.test_history import strict
 
@@ -119,7 +118,7 @@ def test_training_writes_everything(trained):
     assert history["dropout_probability"] == pytest.approx([0.2, 0.2])
     model = load_model(trained.model)
     assert model.network.in_channels == {"rgb": 3, "depth": 1}
-    assert len(model.classes) == 12
+    assert len(model.classes) == 10
 
 
 def test_training_ends_with_a_table_of_every_subset(trained):
@@ -169,17 +168,16 @@ def test_evaluate_measures_every_condition(trained, tmp_path, capsys):
 
 
 def test_evaluate_renders_scenes_as_large_as_the_model_had_them(trained, monkeypatch):
-    rendered = []
+    rendered, read = set(), RenderedScenes.read
 
-    class Noted(SceneSource):
-        def __init__(self, num_samples, image_size, **options):
-            super().__init__(num_samples, image_size, **options)
-            rendered.append(image_size)
+    def noted(self, cell):
+        rendered.add(self.image_size)
+        return read(self, cell)
 
-    monkeypatch.setattr(scenes_module, "SceneSource", Noted)
+    monkeypatch.setattr(RenderedScenes, "read", noted)
     words = ("--model", trained.model, "--data.num-scenes", 24, "--data.num-workers", 0)
     assert status("evaluate", *words, "--blanked-streams", "[depth]") == 0
-    assert rendered == [16]
+    assert rendered == {16}
 
 
 def test_evaluate_takes_streams_away(trained, capsys):
@@ -244,7 +242,7 @@ def test_a_torn_image_to_predict(trained, images, tmp_path, capsys):
         (["--model.depth", "19"], "depth is 19; expected one of 18, 34, 50, 101"),
         (["--model.family", "resnet"], "unknown family 'resnet'"),
         (["--data.root", "/no/such/folder"], "root /no/such/folder is no data set"),
-        (["--data.val_split", "valid"], "split is 'valid'; expected one of train, val, test"),
+        (["--data.val_split", "valid"], "'valid': 10}; expected samples of train, val, test"),
         (["--data.streams", "[lidar]"], "no stream 'lidar' in the data; it has rgb, depth"),
         (["--data.batch_size", "0"], "batch_size is 0; expected at least 1"),
         (["--config", "/no/such.yaml"], "/no/such.yaml"),

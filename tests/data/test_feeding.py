@@ -8,7 +8,7 @@ from manystream.data import DataOptions, arrays, folder, loader, loaders, traini
 from manystream.data.opening import open_data
 from manystream.data.preprocessing import Preprocessing
 from manystream.data.problems import Problems
-from manystream.data.scenes import SceneSource
+from manystream.data.scenes import CLASSES as THINGS
 from manystream.data.survey import look_at
 from manystream.data.survey import statistics as statistics_of
 from manystream.data.usable import look_over
@@ -135,10 +135,10 @@ def test_a_class_that_training_lacks(root):
 def test_rendered_scenes():
     options = DataOptions(image_size=16, batch_size=5, num_workers=0, num_scenes=24)
     data = training_data(options)
-    assert data.classes == SceneSource.classes
+    assert data.classes == THINGS
     assert data.in_channels == {"rgb": 3, "depth": 1}
     assert [len(batch) for batch in data.train] == [5, 5, 5, 5]
-    assert [len(batch) for batch in data.val] == [5, 5, 2]
+    assert [len(batch) for batch in data.val] == [5, 5]
     alone = training_data(replace(options, streams=["depth"]))
     assert alone.in_channels == {"depth": 1}
     assert alone.preprocessing.statistics == data.preprocessing.statistics[1:]

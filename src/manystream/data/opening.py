@@ -14,7 +14,7 @@ from manystream.data.nyu import is_nyu, nyu
 from manystream.data.options import DataOptions, Format
 from manystream.data.prepared import is_prepared, prepared
 from manystream.data.problems import Report
-from manystream.data.scenes import SceneSource, scenes
+from manystream.data.scenes import CLASSES, STREAMS, scenes
 from manystream.data.splitting import TRAIN, HeldOut
 from manystream.data.streams import StreamSpec
 from manystream.data.sun_rgbd import is_sun_rgbd, sun_rgbd
@@ -133,10 +133,10 @@ def _open_scenes(
     streams: Sequence[StreamSpec] | None,
     classes: Sequence[str] | None,
 ) -> SampleTable:
-    fits = set(streams or ()) <= set(SceneSource.streams)
-    if not fits or (classes is not None and tuple(classes) != SceneSource.classes):
+    fits = set(streams or ()) <= set(STREAMS)
+    if not fits or (classes is not None and tuple(classes) != CLASSES):
         raise ValueError("the model was not trained on rendered scenes; name its images with root")
-    smaller = max(options.num_scenes // 4, 12)
+    smaller = max(options.num_scenes // 4, len(CLASSES))
     numbers = {split: options.num_scenes if split == TRAIN else smaller for split in splits}
     table = scenes(numbers, options.image_size)
     names = options.streams if streams is None else [spec.name for spec in streams]

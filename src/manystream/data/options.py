@@ -62,7 +62,7 @@ class DataOptions:
     root: Path | None = None
     """Where the data set is: a folder laid out as root/<split>/<stream>/<class>/<id>.<ext>, SUN
     RGB-D or NYU Depth v2 as unpacked, a manifest (.csv or .parquet), or a prepared set; without
-    one, rendered RGB-D scenes are used."""
+    one, rendered RGB-D scenes of ten things on a table are used."""
     format: Format | None = None
     """What is at root; found out by default, and said."""
     streams: list[str] | None = None
@@ -105,7 +105,7 @@ class DataOptions:
     nyu_classes: Literal[10, 27] = 10
     """Classes of NYU: the nine common scene types and the others as one, or all 27 types."""
     num_scenes: int = 2400
-    """Rendered training scenes, if there is no root; validation has a quarter as many."""
+    """Rendered training scenes, if there is no root; validation has a quarter as many, or ten."""
     verify: bool = False
     """Compare every image of a prepared set with its checksum before use; without it, each is
     compared when it is read first."""
