@@ -77,6 +77,9 @@ DROPOUT |= {"modality_dropout_max_blanked": 2}
 
 TRAININGS: dict[str, Training] = {
     "every subset": Training(fit={"subsets": "all"}, network={"subset_norms": True}),
+    "every subset, group norm": Training(
+        fit={"subsets": "all"}, network={"family": "li_net3_soma"}
+    ),
     "modality dropout": Training(fit=DROPOUT),
     "no dropout": Training(),
     "zero filling": Training(filled=True),
@@ -109,23 +112,21 @@ def main(words: Sequence[str] | None = None) -> None:
 def measure(options: Namespace) -> list[Row]:
     """Train and test every way with every seed and fold, and save."""
     names = options.only or list(TRAININGS)
-    jobs = list(itertools.product(range(options.seeds), names, range(FOLDS)))
     given = (options.data, {"epochs": options.epochs, "accelerator": options.accelerator})
-    scores: dict[tuple[str, int], Array] = {}
-    total = len(truth(options.data)["target"])
+    data, scores, rows = truth(options.data), dict[tuple[str, int], Array](), list[Row]()
     context = get_context("spawn")
     with ProcessPoolExecutor(options.processes, mp_context=context) as pool:
-        started = {pool.submit(train_and_test, job, *given): job for job in jobs}
-        for number_done, done in enumerate(as_completed(started), start=1):
-            seed, name, fold = started[done]
-            tested, found = done.result()
-            all_scores = scores.setdefault(
-                (name, seed), np.full((total, len(SUBSETS)), np.nan, np.float32)
-            )
-            all_scores[tested] = found
-            print(f"{number_done} of {len(jobs)}: {name}, seed {seed}, fold {fold}", flush=True)
-    rows = summarised(scores, truth(options.data))
-    save(options.out, rows, options.commit)
+        for seed in range(options.seeds):
+            jobs = list(itertools.product([seed], names, range(FOLDS)))
+            started = {pool.submit(train_and_test, job, *given): job for job in jobs}
+            for done in as_completed(started):
+                _, name, fold = started[done]
+                tested, found = done.result()
+                nothing = np.full((len(data["target"]), len(SUBSETS)), np.nan, np.float32)
+                scores.setdefault((name, seed), nothing)[tested] = found
+                print(f"seed {seed}, {name}, fold {fold}", flush=True)
+            rows = summarised(scores, data)
+            save(options.out, rows, options.commit)
     return rows
 
 
