@@ -14,6 +14,7 @@ from benchmarks import (
     robustness,
     scalar_mixing,
     step,
+    subsets,
 )
 from harness.results import RESULTS
 
@@ -26,9 +27,10 @@ SCRIPTS = {
     "lightning_overhead": (lightning_overhead, "fit into a folder"),
     "memory": (memory, "balanced"),
     "presence": (presence, "0% blanked"),
-    "robustness": (robustness, "without modality dropout"),
+    "robustness": (robustness, "careless"),
     "scalar_mixing": (scalar_mixing, "list and sum"),
     "step": (step, "fast"),
+    "subsets": (subsets, "a norm each"),
 }
 """What a script shows of any result of its own, by the beginning of the file's name."""
 

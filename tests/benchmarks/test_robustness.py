@@ -1,12 +1,14 @@
 """The table of seeds says what the numbers say."""
 
 import io
+from statistics import fmean
 
 import torch
 from benchmarks.robustness import WAYS, in_memory, table_of, train, verdicts
 from rich.console import Console
 
 from benchmarks import robustness
+from harness.results import RESULTS, load
 from manystream.data import DataOptions, training_data
 
 
@@ -36,6 +38,19 @@ def test_what_is_kept_is_a_share_of_the_dedicated_network_of_that_seed():
     (line,) = verdicts(rows)
     assert line.startswith("every subset, rgb left: 75.0% of")
     assert "50.0% with the worst of 2 seeds" in line
+
+
+def test_the_embedded_scenes_are_as_redundant_as_is_said_of_them():
+    """Either sensor alone is enough for 85 to 95% of the scenes, and both for 97% or more."""
+    rows = load(RESULTS / "robustness.json")
+    for way, sensor, low, high in (
+        ("rgb alone", "rgb", 0.85, 0.95),
+        ("depth alone", "depth", 0.85, 0.95),
+        ("careless", "rgb + depth", 0.97, 1.0),
+    ):
+        found = [row["accuracy"][sensor] for row in rows if row["way"] == way]
+        assert len(found) == 5
+        assert low <= fmean(found) <= high
 
 
 def test_every_way_is_trained_and_measured_with_what_it_has(monkeypatch):
