@@ -133,6 +133,22 @@ def test_subsets_are_learned():
 
 
 @pytest.mark.parametrize(
+    ("streams", "changes", "views"),
+    [
+        (2, {}, 3),
+        (4, {}, 15),
+        (1, {}, None),
+        (5, {}, None),
+        (2, {"modality_dropout": True}, None),
+    ],
+)
+def test_auto_is_all_subsets_of_few_streams(streams, changes, views):
+    see = FitOptions(subsets="auto", **changes).make_views(list("abcde")[:streams])
+    found = None if see is None else see(Presence.all_present(1, streams)).num_views
+    assert found == views
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"subsets": 1}, "subsets is 1; expected 'all', or 2 or more"),

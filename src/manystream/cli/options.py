@@ -46,6 +46,9 @@ class ModelOptions(ResNetOptions):
     late_fusion, early_fusion or single_stream."""
     pretrained: dict[str, Path] | None = None
     """Weights of an ordinary ResNet for some streams, as {stream: file}."""
+    subset_norms: bool | None = None
+    """Whether the integrated pathway of li_net3 has a batch norm for every subset of the streams;
+    by default where training sees them."""
 
 
 @dataclass
@@ -62,7 +65,7 @@ class TrainOptions:
     """Where images come from."""
     model: ModelOptions = field(default_factory=ModelOptions)
     """Which network."""
-    fit: FitOptions = field(default_factory=FitOptions)
+    fit: FitOptions = field(default_factory=lambda: FitOptions(subsets="auto"))
     """How it is trained."""
 
 

@@ -27,6 +27,7 @@ from manystream.evaluation.plots import plot_confusion
 from manystream.evaluation.report import Run, write_report
 from manystream.evaluation.strict_json import strict_json
 from manystream.model import StreamModel, create_model
+from manystream.models.families import has_batch_norm
 from manystream.tasks import Classification
 from manystream.training.callbacks.loss_guard import NonFiniteLossError
 from manystream.training.distributed import first_to_start
@@ -50,6 +51,11 @@ def train(options: TrainOptions) -> None:
     _check_model(options.model)
     wanted = replace(options.data, batch_size=1) if find_size else options.data
     data = load_training_data(wanted, options.fit)
+    check_fit(options.fit, list(data.in_channels))
+    if options.model.subset_norms is None:
+        sees_subsets = options.fit.make_views(list(data.in_channels)) is not None
+        norms = sees_subsets and has_batch_norm(options.model.family)
+        options.model = replace(options.model, subset_norms=norms)
     torch.manual_seed(options.fit.seed)
     model = create_model(
         **asdict(options.model),
@@ -57,7 +63,6 @@ def train(options: TrainOptions) -> None:
         task=Classification(classes=data.classes),
     )
     model.preprocessing, model.held_out = data.preprocessing.to_dict(), data.held_out
-    check_fit(options.fit, list(data.in_channels))
     check_against_network(options.fit, model.network, model.task, data.train, has_validation=True)
     if find_size:
         options.data.batch_size = fill_memory(model, data, options.fit)
@@ -85,7 +90,9 @@ def _check_model(options: ModelOptions) -> None:
     Raises:
         ValueError: if there is no such network.
     """
-    size = asdict(replace(options, pretrained=None))  # weights are of streams yet unknown
+    # Weights, and what norms there are, depend on streams that are yet unknown.
+    norms = options.subset_norms or False
+    size = asdict(replace(options, pretrained=None, subset_norms=norms))
     with torch.device("meta"):  # takes no memory
         create_model(**size, streams=[3], num_classes=2)
 

@@ -10,7 +10,7 @@ nothing is padded, gathered or scattered, and no list of contributions exists.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -157,6 +157,12 @@ class Mix(ABC):
     def add_(self, out: Tensor, raw: Tensor, parameter: Tensor, *, first: bool = False) -> None:
         """``out += mix(raw)``, or ``=`` where ``out`` holds nothing yet."""
 
+    def adding(
+        self, raw: Tensor, parameter: Tensor, *, often: bool
+    ) -> tuple[Callable[..., None], Tensor]:
+        """Give what adds a stream, and to what: the rows may be mixed before they enter often."""
+        return self.add_, raw
+
     @abstractmethod
     def raw_gradient_(
         self, into: Tensor, grad: Tensor, parameter: Tensor, other: Tensor | None
@@ -180,15 +186,11 @@ class Mix(ABC):
         matrix, positions = as_matrix(out), _positions(out)
         written = [not empty] * len(out)
         for runs, x, parameter in zip(placement, raw, parameters, strict=True):
-            rows_of_x = as_matrix(x)
+            add, rows_of_x = self.adding(as_matrix(x), parameter, often=_repeat(runs, len(x)))
             for run in runs:
                 for first, (rows, views) in _by_writing(run, written):
-                    self.add_(
-                        matrix[_times(views, positions)],
-                        rows_of_x[_times(rows, positions)],
-                        parameter,
-                        first=first,
-                    )
+                    into = matrix[_times(views, positions)]
+                    add(into, rows_of_x[_times(rows, positions)], parameter, first=first)
 
     def gradients(
         self,
@@ -214,7 +216,7 @@ class Mix(ABC):
             needed: which of the two are.
             owned: whether ``other`` may be written into.
         """
-        if sum(_length(rows) for rows, _ in runs) > len(raw):
+        if _repeat(runs, len(raw)):
             grad, runs = _summed(grad, runs, len(raw)), [Run(*[slice(0, len(raw))] * 2)]
         upstream, positions = as_matrix(grad), _positions(grad)
         parts = [(_times(rows, positions), _times(views, positions)) for rows, views in runs]
@@ -257,6 +259,14 @@ class LinearMix(Mix):
             torch.mm(raw, weight.flatten(1).t(), out=out)
         else:
             out.addmm_(raw, weight.flatten(1).t())
+
+    def adding(
+        self, raw: Tensor, weight: Tensor, *, often: bool
+    ) -> tuple[Callable[..., None], Tensor]:
+        # A product anew for each view moves less memory, which is what a GPU waits for.
+        if often and not raw.is_cuda:
+            return _add_, raw @ weight.flatten(1).t()
+        return self.add_, raw
 
     def raw_gradient_(
         self, into: Tensor, grad: Tensor, weight: Tensor, other: Tensor | None
@@ -520,6 +530,19 @@ def _again(how: _How, bias: Tensor | None, *sources: Tensor) -> Tensor:
     n = len(how.placement)
     raw, parameters, previous = sources[:n], sources[n : 2 * n], sources[2 * n :]
     return how.integrated(raw, parameters, bias, *(previous or (None, None)))
+
+
+def _add_(out: Tensor, mixed: Tensor, parameter: Tensor, *, first: bool = False) -> None:
+    """Add rows that are mixed already."""
+    if first:
+        out.copy_(mixed)
+    else:
+        out.add_(mixed)
+
+
+def _repeat(runs: Sequence[Run], num_rows: int) -> bool:
+    """Whether a row enters more than one view."""
+    return sum(_length(rows) for rows, _ in runs) > num_rows
 
 
 def _by_writing(run: Run, written: list[bool]) -> Iterator[tuple[bool, Run]]:

@@ -49,6 +49,11 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+def has_batch_norm(name: str) -> bool:
+    """Tell whether the integrated pathway of a family has a batch norm, so may have several."""
+    return family(name).integrated_norm is nn.BatchNorm2d
+
+
 def family(name: str) -> Family:
     """Look a family up by its name.
 

@@ -14,13 +14,13 @@ from manystream.functional import Pool, lanes
 from manystream.layers import (
     BasicBlock,
     Bottleneck,
-    NormLayer,
     StreamConv2d,
     StreamNormAct2d,
     SubsetNorms,
     conv_norm_act,
 )
 from manystream.models.families import family as look_up_family
+from manystream.models.families import has_batch_norm
 from manystream.models.memory_modes import MemoryMode
 from manystream.models.network import StreamNetwork
 from manystream.presence import Presence
@@ -106,7 +106,7 @@ class StreamResNet(StreamNetwork):
         num_streams = len(stream_channels)
         integrated_norm = rule.integrated_norm
         if subset_norms:
-            _check_subset_norms(family, integrated_norm)
+            _check_subset_norms(family)
             integrated_norm = partial(SubsetNorms, num_streams=num_streams)
         make_block = partial(
             BLOCKS[block],
@@ -207,9 +207,10 @@ def _fused(batch: StreamBatch) -> Tensor:
     return batch.joined() if batch.integrated is None else batch.integrated
 
 
-def _check_subset_norms(family: str, integrated_norm: NormLayer | None) -> None:
-    if integrated_norm is not nn.BatchNorm2d:
-        has = "no integrated pathway" if integrated_norm is None else "a group norm there"
+def _check_subset_norms(family: str) -> None:
+    if not has_batch_norm(family):
+        norm = look_up_family(family).integrated_norm
+        has = "no integrated pathway" if norm is None else "a group norm there"
         raise ValueError(
             f"subset_norms gives the integrated pathway a batch norm for every subset, and family "
             f"{family!r} has {has}; choose li_net3, or leave subset_norms out"

@@ -246,7 +246,7 @@ class _Run:
             stack.enter_context(shared(self.val_loader, *place, even=False))
             select = None if dropout is None else dropout.draw
             stack.enter_context(select_before_reading(self.train_loader, select))
-            if options.subsets is not None:
+            if module.see is not None:
                 stack.enter_context(stratified(self.train_loader))
             device = trainer.strategy.root_device
             feed.loader = share_of(self.train_loader, *place, seed=options.seed, device=device)

@@ -115,10 +115,11 @@ class FitOptions:
     """Whether every batch loses the same number of rows per stream."""
 
     # With which subsets of their streams training samples are seen.
-    subsets: Literal["all"] | int | None = None
+    subsets: Literal["all", "auto"] | int | None = None
     """Train every sample with all subsets of its streams at once, while each stream is computed
     once: all; or with its full set and others, so many in all; null trains the full set alone.
-    Not together with modality_dropout, which it replaces."""
+    Not together with modality_dropout, which it replaces. auto is all for two to four streams
+    where modality_dropout is off."""
     subset_weights: dict[str, float] = field(default_factory=dict)
     """How much the loss of a subset counts beside the others of a sample, for example {rgb: 2};
     1 where nothing is said."""
@@ -231,11 +232,15 @@ class FitOptions:
         Raises:
             ValueError: if it does not fit these streams.
         """
-        if self.subsets is None:
+        subsets = self.subsets
+        if subsets == "auto":
+            few = 2 <= len(stream_names) <= _MOST_STREAMS_OF_AUTO
+            subsets = "all" if few and not self.modality_dropout else None
+        if subsets is None:
             return None
         from manystream.dropout import subset_views
 
-        return subset_views(stream_names, self.subsets, self.subset_weights)
+        return subset_views(stream_names, subsets, self.subset_weights)
 
     def distribution(self) -> dict[str, Any]:
         """Give the arguments of ``lightning.pytorch.Trainer`` that say where a run trains.
@@ -265,6 +270,8 @@ def dropout_off() -> dict[str, Any]:
     """Give the options of a run without modality dropout, all at their defaults."""
     return {name: value for name, value in _DEFAULTS.items() if name.startswith("modality_dropout")}
 
+
+_MOST_STREAMS_OF_AUTO = 4  # with 15 subsets; beyond, a step would be mostly these
 
 _DEFAULTS = {field.name: field.default for field in fields(FitOptions)}
 
@@ -382,12 +389,12 @@ def _check_subsets(options: FitOptions) -> None:
                 "set subsets to 'all'"
             )
         return
-    if options.modality_dropout:
+    if options.modality_dropout and subsets != "auto":
         raise ValueError(
             f"subsets is {subsets!r} and modality_dropout is on; training with subsets sees every "
             "sample without some of its streams already: leave one of the two out"
         )
-    if subsets != "all" and (isinstance(subsets, bool) or subsets < 2):
+    if not isinstance(subsets, str) and (isinstance(subsets, bool) or subsets < 2):
         raise ValueError(f"subsets is {subsets!r}; expected 'all', or 2 or more")
     for name, weight in weights.items():
         if not 0 < weight < math.inf:
