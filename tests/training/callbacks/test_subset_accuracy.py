@@ -52,7 +52,7 @@ def test_a_subset_that_no_sample_has_is_left_out():
 
 def test_three_streams_have_six_proper_subsets():
     model = tiny_model(in_channels={"a": 1, "b": 1, "c": 1})
-    found = SubsetAccuracy(1, model.network, model.task).subsets
+    found = SubsetAccuracy(1, model.network, model.task).metrics
     assert list(found) == ["a + b", "a + c", "b + c", "a", "b", "c"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from manystream.batch import StreamBatch
-from manystream.evaluation.subsets import subsets_of
+from manystream.batch import StreamBatch, map_target, select
+from manystream.evaluation.inference import answers_by_subset, in_parts
+from manystream.evaluation.measurement import numbered_subsets
 from manystream.models import StreamNetwork
 from manystream.tasks import Task
 from manystream.training.param_groups import network_of
@@ -31,9 +33,8 @@ def logged_as(subset: str, task: Task) -> str:
 class SubsetAccuracy(pl.Callback):
     """Logs the task's first metric for every proper subset of the streams.
 
-    Validation batches are not read again: those rows that a subset has are taken out of them. A
-    sample without any of the subset's streams does not count; a subset that no sample has any of
-    is not logged.
+    Validation batches are not read again, and each stream runs once for all subsets. A sample
+    counts where it has all of a subset's streams; a subset that no sample has is not logged.
 
     Args:
         every: epochs from one measurement to the next; the last of each such span is measured.
@@ -44,9 +45,12 @@ class SubsetAccuracy(pl.Callback):
     def __init__(self, every: int, network: StreamNetwork, task: Task) -> None:
         self.every = every
         self.task = task
-        self.subsets = {name: kept for name, kept in subsets_of(network).items() if not all(kept)}
-        self.metrics = {name: task.metrics()[task.primary_metric] for name in self.subsets}
-        self._num_samples = dict.fromkeys(self.subsets, 0)
+        numbered = numbered_subsets(network.stream_names)
+        self.names = {
+            bits: name for name, bits in numbered.items() if bits != max(numbered.values())
+        }
+        self.metrics = {name: task.metrics()[task.primary_metric] for name in self.names.values()}
+        self._num_samples = dict.fromkeys(self.metrics, 0)
 
     def is_due(self, epoch: int) -> bool:
         """Tell whether the epoch, counted from 0, is measured."""
@@ -60,11 +64,12 @@ class SubsetAccuracy(pl.Callback):
         batch: StreamBatch,
         *_: Any,
     ) -> None:
-        """Measure each subset's rows of a batch."""
-        if self.is_due(trainer.current_epoch):
-            with trainer.precision_plugin.val_step_context():
-                for name in self.subsets:
-                    self._measure(pl_module, batch, name)
+        """Measure a batch with every subset."""
+        if not self.is_due(trainer.current_epoch) or len(batch) == 0:
+            return
+        with trainer.precision_plugin.val_step_context():
+            for part in in_parts(batch):
+                self._measure(network_of(pl_module), part)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log what was measured; metrics of several processes are joined first."""
@@ -77,12 +82,14 @@ class SubsetAccuracy(pl.Callback):
                 pl_module.log(logged_as(name, self.task), _joined(metric), sync_dist=True)
             metric.reset()
 
-    def _measure(self, pl_module: pl.LightningModule, batch: StreamBatch, name: str) -> None:
-        kept = batch.keep(torch.tensor(self.subsets[name]).expand(len(batch), -1))
-        if len(kept):
-            predictions = self.task.predict(network_of(pl_module)(kept))
-            self.metrics[name].to(pl_module.device).update(predictions, kept.target)
-            self._num_samples[name] += len(kept)
+    def _measure(self, network: StreamNetwork, batch: StreamBatch) -> None:
+        for subset, (output, samples) in answers_by_subset(network, batch).items():
+            name = self.names.get(subset)
+            if name is None:
+                continue
+            target = map_target(partial(select, index=samples), batch.target)
+            self.metrics[name].to(output.device).update(self.task.predict(output), target)
+            self._num_samples[name] += len(samples)
 
 
 def _joined(metric: Metric) -> Tensor:
