@@ -107,7 +107,7 @@ def any_loader(batch_size, shuffle):
     return DataLoader(TensorDataset(*easy_samples(26)), batch_size=batch_size, shuffle=shuffle)
 
 
-def train(batch_size, changes, out=None, resume=False, kill_at=None, **layout):
+def train(batch_size, changes, out=None, resume=False, kill_at=None, count=26, **layout):
     """Fit on a loader of ours: weights, history, and the streams that training batches had."""
     options = FitOptions(**{"epochs": 2, "sync_batchnorm": True, **CPU, **changes})
     model, moments, seen = tiny_model(**layout), Moments(kill_at), []
@@ -116,7 +116,7 @@ def train(batch_size, changes, out=None, resume=False, kill_at=None, **layout):
         lambda _, inputs: seen.append(inputs[0].presence.mask) if model.network.training else None
     )
     history = model.fit(
-        own_loader(batch_size),
+        own_loader(batch_size, count),
         own_loader(batch_size, count=13, shuffle=False),
         options,
         out_dir=out,

@@ -117,7 +117,7 @@ def evaluate_conditions(
     Args:
         network: the network.
         task: what it was trained on.
-        loader: batches as :func:`manystream.streams.read_batch` takes them, with targets.
+        loader: batches as :func:`manystream.batch.read_batch` takes them, with targets.
         options: which conditions.
         preprocessing: how the images were normalised, also as plain values; needed for darkness,
             and for noise to spare depth pixels without a reading.

@@ -34,7 +34,7 @@ def predict(
     Args:
         network: the network.
         task: what its outputs mean.
-        loader: batches as :func:`manystream.streams.read_batch` takes them; targets are not needed.
+        loader: batches as :func:`manystream.batch.read_batch` takes them; targets are not needed.
         accelerator: device, see :func:`device_of`.
         progress: whether to show a progress bar.
 
@@ -106,7 +106,7 @@ def read(
 
     Args:
         network: whose streams the batches have.
-        loader: batches as :func:`manystream.streams.read_batch` takes them.
+        loader: batches as :func:`manystream.batch.read_batch` takes them.
         device: where they are to be.
         task: whose targets they must have; None asks for none.
         progress: whether to show a progress bar.

@@ -85,7 +85,7 @@ def evaluate_classes(
     Args:
         network: the network.
         task: a classification.
-        loader: batches as :func:`manystream.streams.read_batch` takes them, with targets.
+        loader: batches as :func:`manystream.batch.read_batch` takes them, with targets.
         classes: names of the classes; those of the task by default.
         blanked_streams: names of streams to take away. A sample that has no other is left out.
         accelerator: device, see :func:`manystream.evaluation.inference.device_of`.

@@ -37,7 +37,7 @@ def evaluate(
     Args:
         network: the network.
         task: what it was trained on.
-        loader: batches as :func:`manystream.streams.read_batch` takes them, with targets. A loader
+        loader: batches as :func:`manystream.batch.read_batch` takes them, with targets. A loader
             of ours does not read the images that are blanked.
         blanked_streams: names of the streams to take away. A sample that has no other is left out.
         accelerator: device, see :func:`manystream.evaluation.inference.device_of`.
@@ -87,7 +87,7 @@ def evaluate_subsets(
     Args:
         network: the network.
         task: what it was trained on.
-        loader: batches as :func:`manystream.streams.read_batch` takes them, with targets; each is
+        loader: batches as :func:`manystream.batch.read_batch` takes them, with targets; each is
             read once.
         accelerator: device, see :func:`manystream.evaluation.inference.device_of`.
         progress: whether to show a progress bar.

@@ -101,6 +101,23 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
             parameter.grad = mean
 
 
+def share_of_samples(num_samples: int, device: torch.device) -> Tensor:
+    """Return by what a mean over this process's samples is weighed, so that all count alike.
+
+    It is B_r R / (B_1 + … + B_R) for B_r samples in each of R processes, which all call it.
+
+    Args:
+        num_samples: of this process's batch.
+        device: of the processes' group; nobody waits for it.
+
+    Returns:
+        Shape (), float32.
+    """
+    total = torch.full((), float(num_samples), device=device)
+    dist.all_reduce(total)
+    return num_samples * dist.get_world_size() / total.clamp(min=1)
+
+
 @torch.no_grad()
 def _take_from_first(tensors: Iterable[Tensor]) -> None:
     for tensor in tensors:

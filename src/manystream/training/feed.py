@@ -239,8 +239,8 @@ def check_same_length(num_batches: float, device: torch.device) -> None:
     if least != most:
         raise ValueError(
             f"train_loader gives {num_batches:g} batches to this process, {least:g} to {most:g} to "
-            "all; "
-            "expected as many to each: give every process the same batches, they are shared out"
+            "all; expected as many to each: give every process the same batches, they are shared "
+            "out"
         )
 
 

@@ -25,7 +25,7 @@ from manystream.graphs import GraphedStep
 from manystream.models import StreamNetwork
 from manystream.models.inspection import BalancePenalty
 from manystream.tasks import StepLoss, Task, forward_and_loss
-from manystream.training.distributed import exchanges_during_backward
+from manystream.training.distributed import exchanges_during_backward, share_of_samples
 from manystream.training.feed import check_same_length
 from manystream.training.optimizer import build_optimizer
 from manystream.training.options import FitOptions
@@ -96,6 +96,9 @@ class TrainingModule(pl.LightningModule):
 
     def training_step(self, batch: StreamBatch, batch_idx: int) -> Tensor | None:
         """Compute the loss of a batch, shape ()."""
+        share: Tensor | None = None
+        if self.trainer.world_size > 1:
+            share = share_of_samples(len(batch), self.trainer.strategy.root_device)
         if len(batch) == 0:
             return None
         if self.balance is None:
@@ -109,7 +112,7 @@ class TrainingModule(pl.LightningModule):
         if penalty is not None:
             self.log_mean("balance_penalty", penalty, len(batch))
             loss = loss + self.options.balance_penalty * penalty
-        return loss
+        return loss if share is None else loss * share
 
     def validation_step(self, batch: StreamBatch, batch_idx: int) -> None:
         """Measure a batch."""

@@ -143,3 +143,11 @@ def test_what_it_needs():
         FitOptions(freeze_patience=3)
     with pytest.raises(ValueError, match="'rgb' has no pathway of its own in this network"):
         states_of_steps(tiny_model(family="early_fusion"), 1, freeze_patience=1)
+
+
+def test_a_first_measurement_that_is_no_number_is_not_the_best():
+    freezing = StreamFreezing(1, ("rgb",), TASK)
+    for value in (float("nan"), 0.5, 0.6):
+        freezing._judge(None, None, "rgb", value)
+    assert freezing.frozen == []
+    assert freezing.state_dict()["best"] == {"rgb": 0.6}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -91,8 +92,8 @@ class StreamFreezing(pl.Callback):
     def _judge(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, name: str, value: float
     ) -> None:
-        best = self._best.get(name)
-        if best is None or (value > best if self.task.higher_is_better else value < best):
+        best = self._best.get(name, math.nan)
+        if math.isnan(best) or (value > best if self.task.higher_is_better else value < best):
             self._best[name], self._waited[name] = value, 0
             return
         self._waited[name] = self._waited.get(name, 0) + 1
