@@ -81,7 +81,7 @@ class StreamBatch:
         )
 
     def keep(self, mask: Tensor) -> StreamBatch:
-        """The same batch with fewer streams present; a sample left with none is dropped.
+        """Return the same batch with fewer streams present; a sample left with none is dropped.
 
         Args:
             mask: streams to keep where they are present, shape (B, M), bool, on the CPU.
@@ -104,7 +104,7 @@ class StreamBatch:
         return StreamBatch(tuple(streams), presence, target=target, ids=ids)
 
     def joined(self) -> Tensor:
-        """All streams side by side, one row for each view; a stream that it lacks is zero.
+        """Lay all streams side by side, one row for each view; a stream that it lacks is zero.
 
         Returns:
             Shape (V, C_0 + … + C_{M-1}, ...).
@@ -121,7 +121,7 @@ class StreamBatch:
         return joined
 
     def target_by_view(self) -> Target:
-        """What each view is to give: the target of its sample, V entries in each tensor."""
+        """Return what each view is to give: the target of its sample, V entries in each tensor."""
         return map_target(lambda t: t.index_select(0, self.views.sample), self.target)
 
     def with_maps(self, streams: tuple[Tensor, ...], integrated: Tensor | None) -> StreamBatch:

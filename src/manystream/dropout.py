@@ -166,7 +166,7 @@ class ModalityDropout:
         return (torch.randperm(count, generator=self._generator) + offset) / count
 
     def state_dict(self) -> dict[str, int]:
-        """Where the draws are."""
+        """Say where the draws are."""
         return {"seed": self.seed, "epoch": self.epoch, "batch": self.batch}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
@@ -176,7 +176,7 @@ class ModalityDropout:
 
 
 def _mixed(*numbers: int) -> int:
-    """One seed from several numbers."""
+    """Make one seed from several numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 

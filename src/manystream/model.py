@@ -354,7 +354,7 @@ def _network(section: Mapping[str, Any], state: Mapping[str, Tensor]) -> StreamN
 
 
 def _sections(described: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The sections of a file; those before there were such held a ResNet that classifies."""
+    """Return the sections of a file; those before there were such held a ResNet that classifies."""
     if "layout" not in described:
         return described
     layout = described["layout"]

@@ -65,7 +65,7 @@ class Presence:
     def from_blanked(
         cls, blanked: Mapping[int, Tensor], num_samples: int, num_streams: int
     ) -> Presence:
-        """Everything is present but what ``blanked`` names.
+        """Take everything as present but what ``blanked`` names.
 
         Args:
             blanked: for some streams, True where the sample lacks it, shape (B,), bool.
@@ -80,7 +80,7 @@ class Presence:
 
     @classmethod
     def all_present(cls, num_samples: int, num_streams: int) -> Presence:
-        """Every sample has every stream."""
+        """Let every sample have every stream."""
         return cls.from_mask(torch.ones(num_samples, num_streams, dtype=torch.bool))
 
     @property
@@ -94,7 +94,7 @@ class Presence:
         return self.mask.shape[1]
 
     def samples(self, stream: int) -> Tensor:
-        """Caller's numbers of a stream's rows, in their sorted order, shape (B_m,), int64, CPU."""
+        """Return the caller's numbers of a stream's rows as they are sorted, shape (B_m,), CPU."""
         present = self.mask[:, stream]
         if self.order is None:
             return present.nonzero().flatten()
@@ -153,7 +153,7 @@ class Views:
 
     @classmethod
     def full_only(cls, presence: Presence) -> Views:
-        """One view of each sample, with all that it has; views stand as sorted samples do."""
+        """Take one view of each sample, with all that it has; views stand as sorted samples do."""
         placed = [_Placed(pattern, samples, samples) for pattern, samples in presence.classes]
         return cls._of(presence, placed, {})
 

@@ -117,14 +117,14 @@ def _evenly_spread(present: Tensor) -> Tensor:
 
 
 def own_sampler(loader: Iterable[Any] | None) -> StreamBatchSampler | None:
-    """The sampler of a loader of ours; None for any other loader."""
+    """Return the sampler of a loader of ours; None for any other loader."""
     sampler = getattr(loader, "batch_sampler", None)
     return sampler if isinstance(sampler, StreamBatchSampler) else None
 
 
 @contextmanager
 def select_before_reading(loader: Iterable[Any], select: Selection | None) -> Iterator[None]:
-    """For a while, have a loader of ours leave what ``select`` does not keep unread.
+    """Have a loader of ours leave what ``select`` does not keep unread.
 
     Any other loader is left as it is.
 
@@ -145,7 +145,7 @@ def select_before_reading(loader: Iterable[Any], select: Selection | None) -> It
 
 @contextmanager
 def stratified(loader: Iterable[Any]) -> Iterator[None]:
-    """For a while, have a loader of ours give each batch its share of every pattern of streams.
+    """Have a loader of ours give each batch its share of every pattern of streams.
 
     Any other loader is left as it is.
 
@@ -167,7 +167,7 @@ def stratified(loader: Iterable[Any]) -> Iterator[None]:
 def shared(
     loader: Iterable[Any] | None, rank: int, world_size: int, *, even: bool = True
 ) -> Iterator[None]:
-    """For a while, have a loader of ours serve one of several processes.
+    """Have a loader of ours serve one of several processes.
 
     Together, the batches of one step are what a single process would have seen at ``world_size``
     times the batch size. Any other loader is left as it is.

@@ -32,7 +32,7 @@ class After:
     pool: Pool | None = None
 
     def shape(self, x: Tensor) -> tuple[int, ...]:
-        """Shape of what comes of a map."""
+        """Return the shape of what comes of a map."""
         if self.pool is None:
             return tuple(x.shape)
         side, step, padding = self.pool
@@ -76,7 +76,7 @@ class Norm:
     fused: bool = False
 
     def needs_y(self, after: After, residual: Tensor | None) -> bool:
-        """Whether the backward pass wants the output to see where ReLU cut.
+        """Tell whether the backward pass wants the output to see where ReLU cut.
 
         With a pool it does not tell; the kernels rebuild it from x, unless a residual had its say.
         """
@@ -107,7 +107,7 @@ class Norm:
         return y
 
     def plainly(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """The norm by torch's own operations: for every device, dtype and layout."""
+        """Normalise by torch's own operations: for every device, dtype and layout."""
         if self.num_groups is None:
             return F.batch_norm(x, self.mean, self.var, weight, bias, training=False, eps=self.eps)
         # On a GPU the native operation wants one dtype; it computes in float32 all the same.
@@ -128,7 +128,7 @@ class Norm:
         grad_x: Tensor | None = None,
         cut: Tensor | None = None,
     ) -> Gradients:
-        """Gradients as far as they are needed; no incoming one is written into.
+        """Return the gradients as far as they are needed; no incoming one is written into.
 
         ``grad_x`` and ``cut``, if given, are where that of x and that before the norm's sum are to
         be written.
@@ -212,7 +212,7 @@ class Norm:
 
 
 def _pool_backward(grad: Tensor, y: Tensor, pool: Pool) -> Tensor:
-    """Gradient of a max-pool, whose index is found again."""
+    """Return the gradient of a max-pool, whose index is found again."""
     num_sides = y.dim() - 2
     if num_sides == 1:  # natively there are two sides or three
         return _pool_backward_natively(grad[:, :, None], y[:, :, None], pool, 2, [0])[:, :, 0]

@@ -18,7 +18,7 @@ _ONEDNN_BLOCK = 16
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """What a convolution of x computes in: autocast's type where it is on."""
+    """Tell what a convolution of x computes in: autocast's type where it is on."""
     device = x.device.type
     if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         return torch.get_autocast_dtype(device)
@@ -33,7 +33,7 @@ def conv2d(
     *,
     rebuild: bool = False,
 ) -> Tensor:
-    """``F.conv2d`` that keeps no copy of its kernel in autocast's type while recording.
+    """Return ``F.conv2d`` that keeps no copy of its kernel in autocast's type while recording.
 
     Args:
         x: shape (B, C, H, W).
@@ -69,7 +69,7 @@ def conv2d(
 
 
 def _corrupts_the_heap(x: Tensor, weight: Tensor, stride: int) -> bool:
-    """Whether oneDNN's backward of this convolution writes past its memory.
+    """Tell whether oneDNN's backward of this convolution writes past its memory.
 
     With two or more threads, an odd batch of channels-last float32 images and fewer channels than
     its block, the kernel's gradient does, in torch 2.13 and 2.14: the process dies, then or later.

@@ -16,7 +16,7 @@ _LARGEST_KERNEL = 8
 
 
 def has_few_channels(x: Tensor, weight: Tensor) -> bool:
-    """Whether :func:`few_channels_conv2d` takes x and serves: images that want no gradient."""
+    """Tell whether :func:`few_channels_conv2d` takes x and serves: images that want no gradient."""
     fits = x.shape[1] <= _FEW and weight.shape[-1] <= _LARGEST_KERNEL
     return fits and not x.requires_grad and dispatch.available(x)
 
@@ -24,7 +24,7 @@ def has_few_channels(x: Tensor, weight: Tensor) -> bool:
 def few_channels_conv2d(
     x: Tensor, weight: Tensor, stride: int, padding: int, dtype: torch.dtype
 ) -> Tensor:
-    """``F.conv2d(x, weight, None, stride, padding)`` in a dtype, by kernels made for few channels.
+    """Return ``F.conv2d(x, weight, None, stride, padding)`` in a dtype, by kernels of our own.
 
     Nothing but x is kept; the kernel must stay as it is until the backward pass, as elsewhere.
 

@@ -155,7 +155,7 @@ class Mix(ABC):
 
     @abstractmethod
     def add_(self, out: Tensor, raw: Tensor, parameter: Tensor, *, first: bool = False) -> None:
-        """``out += mix(raw)``, or ``=`` where ``out`` holds nothing yet."""
+        """Compute ``out += mix(raw)``, or ``=`` where ``out`` holds nothing yet."""
 
     def adding(
         self, raw: Tensor, parameter: Tensor, *, often: bool
@@ -167,11 +167,11 @@ class Mix(ABC):
     def raw_gradient_(
         self, into: Tensor, grad: Tensor, parameter: Tensor, other: Tensor | None
     ) -> None:
-        """``into = mixᵀ(grad) + other``; ``other`` may be ``into``."""
+        """Compute ``into = mixᵀ(grad) + other``; ``other`` may be ``into``."""
 
     @abstractmethod
     def parameter_gradient_(self, into: Tensor, grad: Tensor, raw: Tensor, *, first: bool) -> None:
-        """``into += ∂(mix(raw) · grad) / ∂parameter``, or ``=`` at the first run."""
+        """Compute ``into += ∂(mix(raw) · grad) / ∂parameter``, or ``=`` at the first run."""
 
     def add_all_(
         self,
@@ -202,7 +202,7 @@ class Mix(ABC):
         needed: tuple[bool, bool],
         owned: bool,
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Gradients of a raw output and of its parameter, as far as they are needed.
+        """Return the gradients of a raw output and of its parameter, as far as they are needed.
 
         A row that enters several views has the sum of their gradients, taken first and once: that
         moves less memory than a product for each view.
@@ -244,7 +244,7 @@ class Mix(ABC):
         return grad_raw, grad_parameter
 
     def for_maps(self, raw: Sequence[Tensor]) -> Mix:
-        """The same rule by the kernels that serve best for such raw outputs."""
+        """Return the same rule by the kernels that serve best for such raw outputs."""
         return self
 
 
@@ -433,7 +433,7 @@ class _How:
         z: Tensor | None,
         weight: Tensor | None,
     ) -> Tensor:
-        """The integrated map, in the dtype of the raw outputs."""
+        """Return the integrated map, in the dtype of the raw outputs."""
         channels = self.mix.out_channels(raw[0], parameters[0])
         out = empty_maps((self.num_views, channels, *raw[0].shape[2:]), raw[0])
         empty = not self._start_(out, bias, z, weight)
@@ -445,7 +445,7 @@ class _How:
     def _start_(
         self, out: Tensor, bias: Tensor | None, z: Tensor | None, weight: Tensor | None
     ) -> bool:
-        """``out = W_z * z + b_z``, to which the streams are added; false if that is nothing."""
+        """Compute ``out = W_z * z + b_z``, to which streams are added; false if it is nothing."""
         matrix = as_matrix(out)
         if z is None or weight is None:
             if bias is not None:
@@ -461,7 +461,7 @@ class _How:
     def previous_gradients(
         self, grad: Tensor, z: Tensor, weight: Tensor, needed: Sequence[bool]
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Gradients of z and W_z, as far as they are needed."""
+        """Return the gradients of z and W_z, as far as they are needed."""
         upstream, kernel, grad_z, grad_weight = as_matrix(grad), weight.to(grad.dtype), None, None
         if needed[1]:  # in the kernel's own strides: DDP wants these
             grad_weight = torch.empty_like(kernel)
@@ -476,7 +476,7 @@ class _How:
         return grad_z, grad_weight
 
     def _seen(self, z: Tensor) -> Tensor:
-        """The positions that a 1×1 kernel of this stride meets."""
+        """Return the positions that a 1×1 kernel of this stride meets."""
         if all(step == 1 for step in self.stride):
             return z
         return z[(slice(None), slice(None), *(slice(None, None, step) for step in self.stride))]
@@ -541,7 +541,7 @@ def _add_(out: Tensor, mixed: Tensor, parameter: Tensor, *, first: bool = False)
 
 
 def _repeat(runs: Sequence[Run], num_rows: int) -> bool:
-    """Whether a row enters more than one view."""
+    """Tell whether a row enters more than one view."""
     return sum(_length(rows) for rows, _ in runs) > num_rows
 
 
@@ -557,7 +557,7 @@ def _by_writing(run: Run, written: list[bool]) -> Iterator[tuple[bool, Run]]:
 
 
 def _summed(grad: Tensor, runs: Sequence[Run], num_rows: int) -> Tensor:
-    """Gradient of a stream's rows from that of the views, always added in one order."""
+    """Return the gradient of a stream's rows from that of the views, always added in one order."""
     total = empty_maps((num_rows, *grad.shape[1:]), grad)
     untouched, (first, second, *_) = num_rows, runs
     if first.rows == second.rows == slice(0, num_rows):  # both at once, as in complete batches
@@ -611,5 +611,5 @@ def _positions(maps: Tensor) -> int:
 
 
 def _times(run: slice, positions: int) -> slice:
-    """The lines of a matrix that rows of a map are."""
+    """Return the lines of a matrix that rows of a map are."""
     return slice(run.start * positions, run.stop * positions)

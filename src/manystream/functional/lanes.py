@@ -27,7 +27,7 @@ class Lanes:
         self._lanes: list[torch.cuda.Stream] = []
 
     def first(self, number: int) -> list[torch.cuda.Stream]:
-        """The lanes of so many image streams."""
+        """Return the lanes of so many image streams."""
         self._lanes += [torch.cuda.Stream() for _ in range(number - len(self._lanes))]
         return self._lanes[:number]
 
@@ -82,7 +82,7 @@ def meet(tensors: Sequence[Tensor]) -> None:
 
 
 def here(tensor: Tensor) -> torch.cuda.Stream | None:
-    """The CUDA stream that work on a tensor is given to now; None elsewhere than on CUDA."""
+    """Return the CUDA stream that work on a tensor is given to now; None elsewhere than on CUDA."""
     return torch.cuda.current_stream(tensor.device) if tensor.is_cuda else None
 
 

@@ -13,7 +13,7 @@ def as_matrix(maps: Tensor) -> Tensor:
 
 
 def is_channels_last(maps: Tensor) -> bool:
-    """Whether the channels of a position lie beside each other in memory, and nothing between."""
+    """Tell whether the channels of a position lie beside each other in memory."""
     return maps.movedim(1, -1).is_contiguous()
 
 

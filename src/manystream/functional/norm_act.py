@@ -200,7 +200,7 @@ def moments(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def _share_of_mean(running: Running) -> Tensor:
-    """The last batch's share in the mean of all that were counted."""
+    """Return the last batch's share in the mean of all that were counted."""
     if running.num_batches_tracked is None:
         raise ValueError(
             "momentum is None, which takes the mean of all batches, but num_batches_tracked is "
@@ -218,7 +218,7 @@ def _batch_norm_by_torch(
     momentum: float | None,
     eps: float,
 ) -> Tensor:
-    """The operation in ordinary ones, with torch's own autograd, which keeps x and y too."""
+    """Compute it by ordinary operations and torch's own autograd, which keeps x and y too."""
     normalised = []
     for rows, running, weight, bias in norms:
         part = x if len(norms) == 1 else x[rows]
@@ -323,18 +323,18 @@ class _NormAct(torch.autograd.Function):
 
 
 def _pairs(values: Sequence[Any]) -> list[tuple[Any, Any]]:
-    """A norm's weight and bias from all weights followed by all biases."""
+    """Return a norm's weight and bias from all weights followed by all biases."""
     half = len(values) // 2
     return list(zip(values[:half], values[half:], strict=True))
 
 
 def _is_idle(norm: Norm, norms: Sequence[Norm]) -> bool:
-    """Whether a norm beside others has no rows."""
+    """Tell whether a norm beside others has no rows."""
     return len(norms) > 1 and norm.rows.start == norm.rows.stop
 
 
 def _rows(x: Any, norm: Norm, norms: Sequence[Norm]) -> Any:
-    """A norm's rows of a map, if there is one; the rows of an only norm are the whole."""
+    """Return a norm's rows of a map, if there is one; the rows of an only norm are the whole."""
     return x if x is None or len(norms) == 1 else x[norm.rows]
 
 

@@ -230,7 +230,7 @@ def register(
 
 
 def is_recording() -> bool:
-    """Whether a forward pass is being recorded."""
+    """Tell whether a forward pass is being recorded."""
     return _is_recording.get()
 
 
@@ -244,7 +244,7 @@ def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _recipe_of(tensor: Tensor) -> _Recipe | None:
-    """The recipe of a tensor, or of what it is a view of, unless that was changed since."""
+    """Return the recipe of a tensor, or of what it is a view of, unless that was changed since."""
     owner = tensor if tensor._base is None else tensor._base
     recipe: _Recipe | None = _recipes.get(owner)
     if recipe is None or tensor.dtype != owner.dtype or tensor._version != recipe.version:

@@ -161,7 +161,7 @@ def _input_gradient(
     along_bias: Tensor,
     along_weight: Tensor,
 ) -> Tensor:
-    """``weight / std · (grad − along_bias − x̂ · along_weight)``, in one pass over the memory."""
+    """Return ``weight / std · (grad − along_bias − x̂ · along_weight)``, in one pass."""
     if x.is_cuda and x.numel() > 0:
         one = torch.ones(1, dtype=torch.int32, device=x.device)
         return torch.batch_norm_backward_elemt(

@@ -63,7 +63,7 @@ def _begin_capture(stream: torch.cuda.Stream) -> None:
 
 @cache
 def beside(device: int) -> tuple[torch.cuda.Stream, Lanes | None]:
-    """The stream of all captures on a device, and its lanes: libraries keep memory for each."""
+    """Return the stream of a device's captures, and its lanes: libraries keep memory for each."""
     return torch.cuda.Stream(device), Lanes() if _memory_of_lanes_is_reused() else None
 
 

@@ -12,7 +12,7 @@ from manystream.batch import StreamBatch, map_target, target_tensors
 
 
 def leaves_of(parameters: Sequence[nn.Parameter], device: str) -> list[Tensor]:
-    """The parameters, their kernels cast at once as autocast would cast each; all without history.
+    """Return the parameters without history, kernels cast at once as autocast would cast each.
 
     The gradients of the copies are cast back at once as well.
     """
@@ -47,7 +47,7 @@ def _dense_strides(x: Tensor) -> list[int]:
 
 
 def _flat(x: Tensor) -> Tensor:
-    """All entries of a dense tensor in the order of memory."""
+    """Return all entries of a dense tensor in the order of memory."""
     return x.as_strided((x.numel(),), (1,))
 
 

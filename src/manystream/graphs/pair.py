@@ -35,7 +35,7 @@ class Shared:
         self._pending: weakref.ref[_Pending] | None = None
 
     def is_pending(self) -> bool:
-        """Whether activations of a replayed forward pass still wait for their backward."""
+        """Tell whether activations of a replayed forward pass still wait for their backward."""
         pending = None if self._pending is None else self._pending()
         return pending is not None and not pending.done
 
@@ -46,7 +46,7 @@ class Shared:
         return pending
 
     def save_own(self) -> None:
-        """What earlier backward passes left must not be overwritten by the next replay."""
+        """Save what earlier backward passes left from the next replay."""
         for parameter, grad in zip(self.parameters, self.grads, strict=True):
             if parameter.grad is grad:
                 parameter.grad = grad.clone()

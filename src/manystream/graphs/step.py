@@ -125,13 +125,13 @@ class GraphedStep:
         return key not in self._refused and (key in self._captured or tried < self.max_graphs)
 
     def _shared_now(self) -> Shared:
-        """What all graphs share, made when the first of them is to come."""
+        """Return what all graphs share, made when the first of them is to come."""
         if self._shared is None:
             self._shared = Shared(self.network)
         return self._shared
 
     def _first(self, batch: StreamBatch, key: Hashable) -> tuple[Tensor, Tensor]:
-        """An ordinary step, on the stream of the captures: it makes ready what they need."""
+        """Take an ordinary step, on the stream of the captures: it makes ready what they need."""
         self._seen.add(key)
         shared, here = self._shared_now(), torch.cuda.current_stream()
         shared.stream.wait_stream(here)
@@ -142,7 +142,7 @@ class GraphedStep:
             here.wait_stream(shared.stream)
 
     def _capture(self, batch: StreamBatch, key: Hashable) -> bool:
-        """Whether the shape could be captured; where not, all memory of captures is given back."""
+        """Capture a shape, and tell whether that worked; if not, give back what captures took."""
         reason = None
         with torch.cuda.stream(torch.cuda.current_stream()):  # a broken capture does not return
             try:
@@ -173,7 +173,7 @@ class GraphedStep:
 
 
 def _key(batch: StreamBatch) -> Hashable:
-    """All that a batch's shape is: which rows enter which views, and the images' sizes."""
+    """Return all that a batch's shape is: which rows enter which views, and the images' sizes."""
     runs = tuple(
         tuple((rows.start, rows.stop, views.start) for rows, views in of_stream)
         for of_stream in batch.views.runs
@@ -184,7 +184,7 @@ def _key(batch: StreamBatch) -> Hashable:
 
 
 def _state(network: nn.Module, device: str) -> Hashable:
-    """All that captured work depends on besides its inputs."""
+    """Return all that captured work depends on besides its inputs."""
     autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
     return (
         autocast,

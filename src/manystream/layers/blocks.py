@@ -63,7 +63,7 @@ class BasicBlock(nn.Module):
         self.bn2.rebuild = False
 
     def forward(self, batch: StreamBatch) -> StreamBatch:
-        """Shapes (·, C_in, H, W) to (·, width, H', W') on every pathway."""
+        """Map (·, C_in, H, W) to (·, width, H', W') on every pathway."""
         out = conv_norm_act(self.conv1, self.bn1, batch)
         identity = batch if self.downsample is None else self.downsample(batch)
         return conv_norm_act(self.conv2, self.bn2, out, identity)
@@ -107,7 +107,7 @@ class Bottleneck(nn.Module):
         self.bn3.rebuild = False
 
     def forward(self, batch: StreamBatch) -> StreamBatch:
-        """Shapes (·, C_in, H, W) to (·, 4·width, H', W') on every pathway."""
+        """Map (·, C_in, H, W) to (·, 4·width, H', W') on every pathway."""
         out = conv_norm_act(self.conv1, self.bn1, batch)
         out = conv_norm_act(self.conv2, self.bn2, out)
         identity = batch if self.downsample is None else self.downsample(batch)
@@ -120,7 +120,7 @@ def conv_norm_act(
     batch: StreamBatch,
     identity: StreamBatch | None = None,
 ) -> StreamBatch:
-    """``norm(conv(batch), identity)``, in one map less per stream where that is safe.
+    """Return ``norm(conv(batch), identity)``, in one map less per stream where that is safe.
 
     The gradient that a norm gives its input is a new tensor, to which the integration may add its
     own in place if nobody else holds it. That is known here alone, and only of our own modules,
@@ -147,13 +147,13 @@ class ConvNorm(nn.Sequential):
         super().__init__(conv, norm)
 
     def forward(self, batch: StreamBatch) -> StreamBatch:
-        """Shapes as the two modules'."""
+        """Map shapes as the two modules'."""
         conv, norm = self
         return conv_norm_act(conv, norm, batch)
 
 
 def _norm_alone(conv: nn.Module, norm: nn.Module) -> bool:
-    """Whether the norm alone sees the raw outputs, and gives each of them a gradient of its own."""
+    """Tell whether the norm alone sees the raw outputs, and gives each a gradient of its own."""
     return (
         type(conv) is StreamConv2d
         and type(norm) is StreamNormAct2d
@@ -173,7 +173,7 @@ def _gives_own_gradient(norm: nn.Module) -> bool:
 
 
 def _shows_output(module: nn.Module) -> bool:
-    """Whether hooks see what a module gives (and takes), or gradients of that."""
+    """Tell whether hooks see what a module gives (and takes), or gradients of that."""
     return bool(module._forward_hooks or module._backward_hooks or module._backward_pre_hooks)
 
 
@@ -219,7 +219,7 @@ def _shortcut(
     stride: int,
     last: bool,
 ) -> ConvNorm | None:
-    """A projection where the block changes size, with an integration of its own."""
+    """Build a projection where the block changes size, with an integration of its own."""
     if stride == 1 and in_channels == out_channels:
         return None
     return ConvNorm(

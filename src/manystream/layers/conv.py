@@ -28,7 +28,7 @@ class RawConv2d(nn.Conv2d):
         self.rebuild = rebuild.raw
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shape (B_m, C_m, H, W) to (B_m, C, H', W')."""
+        """Map (B_m, C_m, H, W) to (B_m, C, H', W')."""
         _check_dtype(x, self.weight)
         stride, padding = self.stride, self.padding
         if (
@@ -108,7 +108,7 @@ class StreamConv2d(nn.Module):
 
     @remat.recorded
     def forward(self, batch: StreamBatch, *, _norm_alone: bool = False) -> StreamBatch:
-        """Shapes (B_m, C_m, H, W) and (V, C_z, H, W) to (B_m, C, H', W') and (V, C, H', W').
+        """Map (B_m, C_m, H, W) and (V, C_z, H, W) to (B_m, C, H', W') and (V, C, H', W').
 
         ``_norm_alone`` is for :func:`conv_norm_act`, which knows who reads the streams' outputs.
         """

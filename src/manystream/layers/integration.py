@@ -88,18 +88,18 @@ class SumIntegration(nn.Module):
 
     @abstractmethod
     def contribution(self, stream: int, raw: Tensor) -> Tensor:
-        """What a stream adds at its rows, from its raw output, (B_m, C, ...) to (B_m, C', ...)."""
+        """Return what a stream adds at its rows, raw output (B_m, C, ...) to (B_m, C', ...)."""
 
     @abstractmethod
     def previous(self, z: Tensor) -> Tensor:
-        """What the integrated input adds, (V, C_z, ...) to (V, C', ...) by the layer's stride."""
+        """Return what the integrated input adds, (V, C_z, ...) to (V, C', ...) by the stride."""
 
     def fused(self) -> Fused | None:
-        """The rule as one operation, or None."""
+        """Return the rule as one operation, or None."""
         return None
 
     def mean_square(self, stream: int, raw: Tensor) -> Tensor:
-        """Mean square of a stream's contribution, shape (); ``raw`` has at least one row."""
+        """Return the mean square of a stream's contribution, shape (); ``raw`` has rows."""
         contribution = self.contribution(stream, raw)
         return contribution.to(_at_least_float32(raw)).square().mean()
 
@@ -169,7 +169,7 @@ class SumIntegration(nn.Module):
     def _plainly(
         self, raw: Sequence[Tensor], views: Views, z: Tensor | None, rebuild: bool
     ) -> Tensor:
-        """The equation in ordinary operations; every contribution is a map of its own."""
+        """Compute the equation in ordinary operations; every contribution is a map of its own."""
         device, num_streams = raw[0].device.type, len(raw)
         autocast = torch.is_autocast_enabled(device), compute_dtype(raw[0])
 
@@ -196,7 +196,7 @@ class SumIntegration(nn.Module):
 
 
 def _says_fused(rule: type) -> bool:
-    """Whether a rule's fused form is of its plain one, and not of one that a subclass changed."""
+    """Tell whether a rule's fused form is of its plain one, which no subclass changed."""
     for one in rule.__mro__:
         if "fused" in vars(one):
             return True
@@ -206,7 +206,7 @@ def _says_fused(rule: type) -> bool:
 
 
 def _placed(contribution: Tensor, rows: slice, views: slice, num_views: int) -> Tensor:
-    """Some rows among zeros, shape (V, C', ...)."""
+    """Place some rows among zeros, shape (V, C', ...)."""
     part = contribution[rows]
     if len(part) == num_views:
         return part
@@ -259,11 +259,11 @@ class LinearIntegration(SumIntegration):
             self.init_stream(weight)
 
     def contribution(self, stream: int, raw: Tensor) -> Tensor:
-        """``W_m * raw``."""
+        """Return ``W_m * raw``."""
         return F.conv2d(raw, self.stream_weights[stream])
 
     def previous(self, z: Tensor) -> Tensor:
-        """``W_z * z``."""
+        """Return ``W_z * z``."""
         assert self.integrated_weight is not None
         return F.conv2d(z, self.integrated_weight, stride=self.stride)
 
@@ -271,7 +271,7 @@ class LinearIntegration(SumIntegration):
         return Fused(LINEAR, list(self.stream_weights), self.integrated_weight)
 
     def mean_square(self, stream: int, raw: Tensor) -> Tensor:
-        r"""Mean square of a stream's contribution, shape ().
+        r"""Return the mean square of a stream's contribution, shape ().
 
         By the channels' second moments :math:`G = \mathrm{raw}^T \mathrm{raw} / n` it is
         :math:`\mathrm{tr}(W G W^T) / C`, so the contribution itself, a map as large as ``raw``, is
@@ -329,11 +329,11 @@ class ScalarIntegration(SumIntegration):
             nn.init.ones_(scalar)
 
     def contribution(self, stream: int, raw: Tensor) -> Tensor:
-        """``α_m raw``."""
+        """Return ``α_m raw``."""
         return torch.mul(raw, self.stream_scalars[stream].to(raw.dtype))
 
     def previous(self, z: Tensor) -> Tensor:
-        """``γ W_z * z``."""
+        """Return ``γ W_z * z``."""
         kernel = self._kernel()
         assert kernel is not None
         return F.conv2d(z, kernel, stride=self.stride)
@@ -342,7 +342,7 @@ class ScalarIntegration(SumIntegration):
         return Fused(SCALAR, list(self.stream_scalars), self._kernel())
 
     def mean_square(self, stream: int, raw: Tensor) -> Tensor:
-        """Mean square of a stream's contribution, shape (); the contribution is not held."""
+        """Return the mean square of a stream's contribution, shape (), without holding that."""
         norm = torch.linalg.vector_norm(raw, dtype=_at_least_float32(raw))
         return torch.sum((self.stream_scalars[stream] * norm).square()) / raw.numel()
 

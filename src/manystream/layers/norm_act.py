@@ -87,7 +87,7 @@ class StreamNormAct2d(nn.Module):
 
     @remat.recorded
     def forward(self, batch: StreamBatch, identity: StreamBatch | None = None) -> StreamBatch:
-        """Shapes stay, up to the pool; ``identity`` has the shapes of ``batch``.
+        """Keep shapes, up to the pool; ``identity`` has the shapes of ``batch``.
 
         Raises:
             ValueError: if the batch or the residual lacks a pathway that the other has, or the
@@ -125,7 +125,7 @@ class StreamNormAct2d(nn.Module):
         return self._norms_act([(norm, slice(0, len(x)))], x, residual)
 
     def _norms_act(self, norms: Sequence[_NormRows], x: Tensor, residual: Tensor | None) -> Tensor:
-        """One operation as far as it knows the modules; what it does not know follows it."""
+        """Run one operation as far as it knows the modules; what it does not know follows it."""
         knows_act = self.act is None or type(self.act) is nn.ReLU
         after = After(relu=self.act is not None, pool=self.pool) if knows_act else After(False)
         y = self._normalised(norms, x, residual, after)
@@ -240,7 +240,7 @@ class SubsetNorms(nn.Module):
         )
 
     def _seen(self) -> set[int]:
-        """The subsets that have moved their statistics, read anew where these may have changed."""
+        """Return the subsets whose statistics have moved, read anew where they may have."""
         counts = [cast(Tensor, norm.num_batches_tracked) for norm in self.children()]
         state = [(id(count), count._version) for count in counts]
         if state != self._known[0]:
@@ -314,7 +314,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shape (B_r, C, H, W), which stays; B_r may be 0."""
+        """Normalise, shape (B_r, C, H, W), which stays; B_r may be 0."""
         if not self.training or self.running_mean is None:
             return super().forward(x)
         rows = _rows_of([(self, slice(0, len(x)))], x)

@@ -16,7 +16,7 @@ from manystream.functional import remat
 
 
 def kept_bytes(forward: Callable[[], Tensor], exclude: Iterable[Tensor] = ()) -> int:
-    """Bytes that a forward pass keeps alive for its backward pass.
+    """Count the bytes that a forward pass keeps alive for its backward pass.
 
     Every storage counts once, whole, however many tensors are views of it. What a memory mode
     rebuilds is not kept; what it rebuilds from is.
@@ -94,7 +94,7 @@ def peak_bytes(function: Callable[[], object], device: torch.device | str = "cpu
 def bytes_over_time(
     function: Callable[[], object], device: torch.device | str = "cpu"
 ) -> list[int]:
-    """Bytes alive after each operation of a call, backward ones too, beyond those alive before it.
+    """Count the bytes alive after each operation of a call, backward ones too, beyond those before.
 
     Args: as :func:`peak_bytes`.
 

@@ -105,7 +105,7 @@ def measure(
 def kept_by(
     network: nn.Module, forward: Callable[[], Tensor], exclude: Iterable[Tensor | None] = ()
 ) -> tuple[dict[str, int], dict[Kind, int]]:
-    """Bytes that a forward pass keeps for backward, by layer and by kind.
+    """Count the bytes that a forward pass keeps for backward, by layer and by kind.
 
     Args:
         network: whose layers are told apart; hooks are put on it and taken off.
@@ -158,7 +158,7 @@ def _labelling(network: nn.Module) -> Iterator[WeakKeyDictionary[torch.UntypedSt
 
 
 def _kinds(module: nn.Module) -> tuple[Kind, Kind]:
-    """What a layer gives on its streams, and on the integrated pathway."""
+    """Name what a layer gives on its streams, and on the integrated pathway."""
     if isinstance(module, StreamConv2d):
         return "raw output", "integrated raw output"
     return ("activation",) * 2 if isinstance(module, StreamNormAct2d) else ("block output",) * 2

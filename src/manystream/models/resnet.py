@@ -203,7 +203,7 @@ def resnet_size(depth: int, width: float = 1.0) -> dict[str, Any]:
 
 
 def _fused(batch: StreamBatch) -> Tensor:
-    """What the head sees: the integrated pathway, or without one the streams side by side."""
+    """Return what the head sees: the integrated pathway, or else the streams side by side."""
     return batch.joined() if batch.integrated is None else batch.integrated
 
 

@@ -44,7 +44,7 @@ class MeanClassAccuracy(Metric):
         self.samples.index_add_(0, target, torch.ones_like(target))
 
     def compute(self) -> Tensor:
-        """Shape ()."""
+        """Return the metric, shape ()."""
         seen = self.samples > 0
         return (self.right[seen] / self.samples[seen]).mean()
 

@@ -124,7 +124,7 @@ class Classification(Task):
         return as_float(output).softmax(dim=1)
 
     def quantities(self) -> dict[str, Quantity]:
-        """Mean class accuracy, then accuracy, as shares."""
+        """List mean class accuracy, then accuracy, as shares."""
         return {
             "mean_class_accuracy": Quantity("mean class accuracy", True, 1 / self.num_outputs),
             "accuracy": Quantity("accuracy", is_share=True),
@@ -141,11 +141,11 @@ class Classification(Task):
         return {**self.quantities(), "calibration_error": calibration}
 
     def class_names(self) -> tuple[str, ...]:
-        """The classes' names, or their numbers where they have none."""
+        """Return the classes' names, or their numbers where they have none."""
         return self.classes or tuple(map(str, range(self.num_outputs)))
 
     def describe(self, predictions: Any) -> list[tuple[str, list[Any]]]:
-        """The most probable class, its probability, and every class's."""
+        """List the most probable class, its probability, and every class's."""
         names = self.class_names()
         best, winner = predictions.max(dim=1)
         every = [(name, column.tolist()) for name, column in zip(names, predictions.T, strict=True)]
@@ -153,7 +153,7 @@ class Classification(Task):
         return [("class", taken), ("probability", best.tolist()), *every]
 
     def to_dict(self) -> dict[str, Any]:
-        """Number and names of the classes."""
+        """Give number and names of the classes."""
         return {"num_classes": self.num_outputs, "classes": self.classes}
 
     def _balanced_weights(self, targets: Any | None) -> list[float]:
@@ -204,7 +204,7 @@ class ClassificationLoss(nn.Module):
         self.register_buffer("class_weights", class_weights, persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Shapes (V, K) and (V,), int64, to (V,)."""
+        """Map (V, K) and (V,), int64, to (V,)."""
         logits = as_float(logits)
         losses = F.cross_entropy(
             logits, target, label_smoothing=self.label_smoothing, reduction="none"

@@ -269,7 +269,7 @@ def as_float(output: Tensor) -> Tensor:
 
 
 def _below(kind: Any) -> Iterator[type[Task]]:
-    """All classes below one that have a name."""
+    """Yield all classes below one that have a name."""
     for below in kind.__subclasses__():
         if "name" in vars(below):
             yield below

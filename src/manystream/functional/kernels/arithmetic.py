@@ -10,13 +10,13 @@ from manystream.functional.kernels.tiles import PARTIALS, sum_partials
 
 @triton.jit
 def inverse_std(var, eps, column, in_columns):
-    """1 / √(var + eps) of some channels."""
+    """Return 1 / √(var + eps) of some channels."""
     return tl.rsqrt(tl.load(var + column, mask=in_columns, other=1.0) + eps)
 
 
 @triton.jit
 def coefficients(mean, var, weight, bias, eps, column, in_columns):
-    """A norm's mean, scale and shift of some channels, in float32."""
+    """Return a norm's mean, scale and shift of some channels, in float32."""
     average = tl.load(mean + column, mask=in_columns, other=0.0)
     scale = inverse_std(var, eps, column, in_columns)
     scale *= tl.load(weight + column, mask=in_columns, other=0.0).to(tl.float32)
@@ -32,7 +32,7 @@ def normed(value, average, scale, shift):
 
 @triton.jit
 def as_stored(value, pointer):
-    """What is read back after storing there, in float32."""
+    """Return what is read back after storing there, in float32."""
     return value.to(pointer.dtype.element_ty).to(tl.float32)
 
 
@@ -49,7 +49,7 @@ def finish_gradients(
     columns,
     COLUMNS: tl.constexpr,
 ):
-    """Gradients of weight and bias from every program's sums."""
+    """Return the gradients of weight and bias from every program's sums."""
     total, product = sum_partials(
         partial, num_programs, column, in_columns, columns, PARTIALS, COLUMNS
     )
@@ -73,7 +73,7 @@ def input_gradient(
     rows,
     TRAINING: tl.constexpr,
 ):
-    """Gradient of a norm's input from that of its output, for one tile in float32."""
+    """Return the gradient of a norm's input from that of its output, for one tile in float32."""
     scale = inverse_std(var, eps, column, in_columns)
     gain = scale * tl.load(weight + column, mask=in_columns, other=0.0).to(tl.float32)
     if TRAINING:

@@ -28,7 +28,7 @@ _launches_are_free: ContextVar[bool] = ContextVar("manystream_launches_are_free"
 
 
 def available(x: Tensor) -> bool:
-    """Whether there are Triton kernels for x, (B, C, H, W)."""
+    """Tell whether there are Triton kernels for x, (B, C, H, W)."""
     if x.dtype not in _DTYPES or x.numel() == 0:
         return False
     if interpreted():
@@ -37,12 +37,12 @@ def available(x: Tensor) -> bool:
 
 
 def fused(x: Tensor) -> bool:
-    """Whether an operation on the map x, (B, C, H, W), should run as a Triton kernel."""
+    """Tell whether an operation on the map x, (B, C, H, W), should run as a Triton kernel."""
     return available(x) and (_launches_are_free.get() or x.numel() >= _EAGER_FROM_NUMEL)
 
 
 def leave_to_torch(x: Tensor) -> bool:
-    """Whether a batch norm that keeps its output should run by torch's own autograd.
+    """Tell whether a batch norm that keeps its output should run by torch's own autograd.
 
     That asks half as much of the host, for which small eager steps wait. On the CPU ours stays,
     since there all memory modes give the same bits.
@@ -51,7 +51,7 @@ def leave_to_torch(x: Tensor) -> bool:
 
 
 def is_traced() -> bool:
-    """Whether something looks on that wants ordinary operations: torch.compile or torch.func."""
+    """Tell whether torch.compile or torch.func looks on, which want ordinary operations."""
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
@@ -67,7 +67,7 @@ def launches_are_free(free: bool = True) -> Iterator[None]:
 
 @cache
 def interpreted() -> bool:
-    """Whether Triton's interpreter runs the kernels on the CPU, as in the tests."""
+    """Tell whether Triton's interpreter runs the kernels on the CPU, as in the tests."""
     return os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton") is not None
 
 

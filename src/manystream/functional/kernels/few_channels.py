@@ -32,7 +32,7 @@ _STAGES = tl.constexpr(2)
 
 @triton.jit
 def _first_values(pixel, out_height, out_width, height, width, STRIDE: tl.constexpr):
-    """Where the windows of some output pixels begin in the padded images."""
+    """Tell where the windows of some output pixels begin in the padded images."""
     out_line = pixel // out_width
     image = (out_line // out_height).to(tl.int64)
     line = image * height + (out_line % out_height) * STRIDE
@@ -102,7 +102,7 @@ def _few_channels_wgrad_kernel(
     WIDEN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """One program's share of the kernel's gradient, spans with what they are padded with."""
+    """Give one program's share of the kernel's gradient, spans with what they are padded with."""
     program = tl.program_id(0)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     in_columns = column < columns
@@ -157,7 +157,7 @@ class _Layout:
         return height, -(-width // _LEAST) * _LEAST
 
     def pad(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """(B, C, H, W) with zeros around and beside it, channels-last."""
+        """Read (B, C, H, W) with zeros around and beside it, channels-last."""
         height, width = self.padded_sides()
         padded = torch.zeros((self.batch, height, width, _CHANNELS), dtype=dtype, device=x.device)
         inside = padded[:, self.padding :, self.padding :, : x.shape[1]]
@@ -166,7 +166,7 @@ class _Layout:
         return padded
 
     def pad_kernel(self, weight: Tensor) -> Tensor:
-        """(C', C, k, k) as (C', taps · span)."""
+        """Read (C', C, k, k) as (C', taps · span)."""
         columns, channels, kernel_size, _ = weight.shape
         pixels = self.span // _CHANNELS
         padded = weight.new_zeros((columns, self.taps, pixels, _CHANNELS))
@@ -183,7 +183,7 @@ class _Layout:
         )
 
     def sizes(self) -> tuple[int, ...]:
-        """What kernels are told besides pointers."""
+        """Return what kernels are told besides pointers."""
         return self.pixels, self.out_height, self.out_width, *self.padded_sides()
 
     def blocks(self, columns: int) -> dict[str, int | bool | str]:
@@ -205,7 +205,7 @@ def _fake_conv(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
 
 @operation("(Tensor x, Tensor weight, int stride, int padding) -> Tensor", shapes=_fake_conv)
 def few_channels_conv(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-    """``F.conv2d(x, weight, None, stride, padding)``, channels-last, in the dtype of the weight."""
+    """Return ``F.conv2d(x, weight, None, stride, padding)``, channels-last, in its dtype."""
     layout, columns = _Layout.of(x, weight.shape[2], stride, padding), weight.shape[0]
     y = layout.empty_like(weight)
     blocks = layout.blocks(columns)
@@ -232,7 +232,7 @@ def few_channels_conv(x: Tensor, weight: Tensor, stride: int, padding: int) -> T
 def few_channels_conv_backward(
     grad: Tensor, x: Tensor, kernel_size: int, stride: int, padding: int
 ) -> Tensor:
-    """Gradient of the kernel, float32."""
+    """Return the gradient of the kernel, float32."""
     layout, columns = _Layout.of(x, kernel_size, stride, padding), grad.shape[1]
     blocks = layout.blocks(columns)
     across = triton.cdiv(columns, blocks["COLUMNS"])

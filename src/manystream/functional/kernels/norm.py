@@ -178,7 +178,7 @@ def norm_relu(
     relu: bool,
     y: Tensor,
 ) -> None:
-    """``y = relu((x - mean) / √(var + eps) * weight + bias + residual)``, y channels-last."""
+    """Compute ``y = relu((x - mean) / √(var + eps) * weight + bias + residual)``."""
     matrix = as_matrix(x)
     tiles = Tiles.of(*matrix.shape)
     _apply_kernel[(tiles.down, tiles.across)](

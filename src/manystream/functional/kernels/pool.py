@@ -52,7 +52,7 @@ def _largest(
     COLUMNS: tl.constexpr,
     KERNEL: tl.constexpr,
 ):
-    """Of each window what becomes largest after the norm, and its position in the window.
+    """Find what of each window becomes largest after the norm, and its position in the window.
 
     A norm keeps the order of a channel's values, or turns it round: ``sign`` says which.
     """
@@ -232,7 +232,7 @@ def _pool_gradient_kernel(
     PADDING: tl.constexpr,
     TRAINING: tl.constexpr,
 ):
-    """Every pixel asks the windows it lies in whether it was their largest."""
+    """Let every pixel ask the windows it lies in whether it was their largest."""
     sample, row = tl.program_id(0) // height, tl.program_id(0) % height
     col = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
@@ -293,7 +293,7 @@ def norm_relu_pool(
     padding: int,
     y: Tensor,
 ) -> None:
-    """``y = max_pool(relu((x - mean) / √(var + eps) * weight + bias))``, y channels-last."""
+    """Compute ``y = max_pool(relu((x - mean) / √(var + eps) * weight + bias))``."""
     strip = Strip.of(y.shape, _FORWARD)
     _pool_kernel[strip.grid](
         as_matrix(x),

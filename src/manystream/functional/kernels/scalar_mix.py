@@ -120,7 +120,7 @@ def _backward_kernel(
 def add_scaled(
     out: Tensor, raw: Sequence[Tensor], scalars: Sequence[Tensor], starts: Sequence[int]
 ) -> None:
-    """``out[start : start + len(raw_m)] += scalar_m * raw_m`` for up to four streams, in place."""
+    """Compute ``out[start : start + len(raw_m)] += scalar_m * raw_m`` for up to four streams."""
     matrix = as_matrix(out)
     positions = out.shape[2:].numel()
     tiles = Tiles.of(*matrix.shape)
@@ -155,7 +155,7 @@ def add_scaled(
 def scaled_backward(
     grad: Tensor, raw: Tensor, scalar: Tensor, other: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """``scalar * grad + other``, and the sum of ``grad * raw``; all of raw's shape."""
+    """Return ``scalar * grad + other``, and the sum of ``grad * raw``; all of raw's shape."""
     upstream, matrix = as_matrix(grad), as_matrix(raw)
     grad_raw = torch.empty_like(raw, memory_format=torch.channels_last)
     grad_scalar = torch.empty_like(scalar)

@@ -91,7 +91,7 @@ def batch_statistics(
     num_batches_tracked: Tensor | None,
     momentum: float,
 ) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance per channel, each (C,); moves the running statistics."""
+    """Return the mean and biased variance per channel, each (C,); moves the running statistics."""
     matrix = as_matrix(x)
     tiles = Tiles.of(*matrix.shape)
     programs, each = tiles.share()

@@ -86,7 +86,7 @@ def share(down: int, across: int) -> tuple[int, int]:
 
 @triton.jit
 def place_of(tile, column, in_columns, rows, columns, ROWS: tl.constexpr):
-    """Where the values of one tile among those below each other lie, and which of them exist."""
+    """Tell where the values of a tile among those below each other lie, and which exist."""
     row = tile * ROWS + tl.arange(0, ROWS)
     mask = (row < rows)[:, None] & in_columns[None, :]
     return row.to(tl.int64)[:, None] * columns + column[None, :], mask
@@ -94,7 +94,7 @@ def place_of(tile, column, in_columns, rows, columns, ROWS: tl.constexpr):
 
 @triton.jit
 def is_last_program(ticket, num_programs):
-    """Whether all other programs that count by this ticket have written what they have to say."""
+    """Tell whether all other programs that count by this ticket have written their sums."""
     tl.debug_barrier()
     drawn = tl.atomic_add(ticket, 1, sem="acq_rel", scope="gpu")
     last = drawn == num_programs - 1
@@ -132,7 +132,7 @@ def sum_partials(
 
 
 def as_matrix(images: Tensor) -> Tensor:
-    """(B, C, H, W) as (B·H·W, C), a view of a channels-last map and a copy of another."""
+    """Read (B, C, H, W) as (B·H·W, C), a view of a channels-last map and a copy of another."""
     # One image in another layout would come as a view with its columns apart.
     return images.permute(0, 2, 3, 1).reshape(-1, images.shape[1]).contiguous()
 

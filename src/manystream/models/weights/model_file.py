@@ -86,7 +86,7 @@ def read_model_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def content_digest(text: str, tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of a text and of tensors' names, dtypes, shapes and bytes, in hexadecimal.
+    """Return the SHA-256 of a text and of tensors' names, dtypes, shapes and bytes, in hexadecimal.
 
     Args:
         text: what describes the tensors.
