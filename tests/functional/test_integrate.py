@@ -295,3 +295,13 @@ def test_different_steps_down_and_across(stride: tuple[int, int]) -> None:
         function(), naive(raw, weights, placement, 4, z, kernel, stride=stride)
     )
     assert torch.autograd.gradcheck(function, [z, kernel])
+
+
+@pytest.mark.parametrize("integrate", [linear_integrate, scalar_integrate])
+def test_views_that_no_stream_enters_are_zero(integrate):
+    raw = [torch.ones(1, 1, 2, 2), torch.ones(1, 1, 2, 2)]
+    ones = [torch.ones(1, 1, 1, 1) if integrate is linear_integrate else torch.ones(1)] * 2
+    placement = [[Run(slice(0, 1), slice(1, 2))], [Run(slice(0, 1), slice(3, 4))]]
+    torch.empty(5, 1, 2, 2).fill_(float("nan"))  # what is allocated next may hold anything
+    out = integrate(raw, ones, placement, 5)
+    assert out.flatten(1)[:, 0].tolist() == [0, 1, 0, 1, 0]

@@ -191,6 +191,10 @@ class Mix(ABC):
                 for first, (rows, views) in _by_writing(run, written):
                     into = matrix[_times(views, positions)]
                     add(into, rows_of_x[_times(rows, positions)], parameter, first=first)
+        every = slice(0, len(out))
+        for nothing, (_, views) in _by_writing(Run(every, every), written):
+            if nothing:  # no stream enters them
+                out[views] = 0
 
     def gradients(
         self,
