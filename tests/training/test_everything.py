@@ -43,13 +43,16 @@ class Cut(list):
             yield batch
 
 
-def test_a_run_with_everything_resumes_to_the_last_bit(tmp_path):
-    options, batches = FitOptions(**EVERYTHING, **CPU), tuple_batches(24)
-    whole = tiny_model(dropout=0.3)
+@pytest.mark.parametrize("subsets", [None, "all", 2])
+def test_a_run_with_everything_resumes_to_the_last_bit(tmp_path, subsets):
+    instead = {} if subsets is None else {"modality_dropout": False, "subsets": subsets}
+    options, batches = FitOptions(**EVERYTHING | instead, **CPU), tuple_batches(24)
+    layout = {"dropout": 0.3, "subset_norms": subsets is not None}
+    whole = tiny_model(**layout)
     expected = whole.fit(batches, VAL, options, out_dir=tmp_path / "whole")
     with pytest.raises(OSError, match="the disk is gone"):
-        tiny_model(dropout=0.3).fit(Cut(batches, 9), VAL, options, out_dir=tmp_path / "cut")
-    resumed = tiny_model(seed=9, dropout=0.3)
+        tiny_model(**layout).fit(Cut(batches, 9), VAL, options, out_dir=tmp_path / "cut")
+    resumed = tiny_model(seed=9, **layout)
     history = resumed.fit(batches, VAL, options, out_dir=tmp_path / "cut", resume=True)
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
