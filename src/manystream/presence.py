@@ -155,7 +155,10 @@ class Views:
     def full_only(cls, presence: Presence) -> Views:
         """Take one view of each sample, with all that it has; views stand as sorted samples do."""
         placed = [_Placed(pattern, samples, samples) for pattern, samples in presence.classes]
-        return cls._of(presence, placed, {})
+        count = presence.num_samples
+        return cls._of(
+            presence, placed, torch.arange(count), torch.full((count,), 1 / max(count, 1))
+        )
 
     @classmethod
     def with_subsets(
@@ -189,17 +192,7 @@ class Views:
             for run in sorted(runs, key=lambda r: r.start):
                 placed.append(_Placed(subset, run, slice(start, start + _length(run))))
                 start += _length(run)
-        return cls._of(presence, placed, weights or {})
-
-    @classmethod
-    def _of(
-        cls, presence: Presence, placed: Sequence[_Placed], weights: Mapping[int, float]
-    ) -> Views:
-        groups = []
-        for subset, of_subset in groupby(placed, key=lambda p: p.subset):
-            views = [p.views for p in of_subset]
-            groups.append(Group(subset, slice(views[0].start, views[-1].stop)))
-        nothing = torch.empty(0)
+        nothing, weights = torch.empty(0), weights or {}
         sample = torch.cat(
             [nothing.long(), *(torch.arange(p.samples.start, p.samples.stop) for p in placed)]
         )
@@ -210,6 +203,18 @@ class Views:
             ]
         )
         of_sample = size.new_zeros(presence.num_samples).index_add_(0, sample, size)
+        weight = size / (of_sample[sample] * presence.num_samples)
+        return cls._of(presence, placed, sample, weight)
+
+    @classmethod
+    def _of(
+        cls, presence: Presence, placed: Sequence[_Placed], sample: Tensor, weight: Tensor
+    ) -> Views:
+        """Make views of the sorted sample of each."""
+        groups = []
+        for subset, of_subset in groupby(placed, key=lambda p: p.subset):
+            views = [p.views for p in of_subset]
+            groups.append(Group(subset, slice(views[0].start, views[-1].stop)))
         return cls(
             presence,
             tuple(groups),
@@ -217,7 +222,7 @@ class Views:
             len(sample),
             _full_views(presence, placed),
             sample if presence.order is None else presence.order[sample],
-            size / (of_sample[sample] * presence.num_samples),
+            weight,
         )
 
     @property
