@@ -84,7 +84,8 @@ def test_costs_are_of_steps_as_training_has_them(compared):
     assert costs["zero_filling"]["num_parameters"] == costs["plain"]["num_parameters"]
 
 
-def test_one_table_shows_all(tmp_path, capsys):
+def test_one_table_shows_all(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(output.console, "width", 200)
     out, ways = tmp_path / "compared", "[plain, mean_imputation]"
     assert status("compare", "--out", out, "--ways", ways, *SCENES, *FAST) == 0
     rows = table(capsys.readouterr().out)
