@@ -2,20 +2,24 @@ import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import combinations
 
 import pytest
+from matplotlib.colors import to_hex
 from PIL import Image
 
 from manystream.evaluation.conditions import Robustness
 from manystream.evaluation.measurement import Subsets
-from manystream.evaluation.plots import plot_conditions, plot_curves, plot_subsets
+from manystream.evaluation.plots import plot_conditions, plot_costs, plot_curves, plot_subsets
 from manystream.evaluation.report import Run, verdicts, write_report
+from manystream.memory.cost import StepCost
 from manystream.tasks import Classification
 from manystream.training.history import History
 from tests.tasks.test_task import Brightness
 from tests.training.test_history import strict
 
 TASK = Classification(12)
+TRAINED = ("training", "validation")
 
 
 class References(HTMLParser):
@@ -219,6 +223,57 @@ def test_bars_say_their_samples_and_their_chance():
     assert axes.get_xlabel() == "streams present (samples differ)"
     assert [text.get_text() for text in axes.texts] == ["40%\nn = 500", "21%\nn = 450"]
     assert chance_levels(axes) == pytest.approx([0.1] * 2)
+
+
+@pytest.mark.parametrize("number", [2, 7])
+def test_the_legend_of_several_runs_covers_no_bar_and_is_whole(number):
+    runs = [make_run(f"mean_imputation {i}") for i in range(number)]
+    figure = plot_subsets(runs)
+    figure.draw_without_rendering()
+    legend = figure.legends[0].get_window_extent()
+    (axes,) = figure.axes
+    assert legend.y1 <= axes.get_window_extent().y0
+    assert figure.bbox.x0 <= legend.x0
+    assert legend.x1 <= figure.bbox.x1
+    texts = [text.get_window_extent() for text in axes.texts]
+    assert len(texts) == 3 * number
+    assert not any(a.overlaps(b) for a, b in combinations(texts, 2))
+    assert all(text.y1 <= axes.get_window_extent().y1 for text in texts)
+
+
+def test_curves_leave_out_what_was_not_trained_itself_and_keep_the_colours_of_others():
+    ensemble, late = make_run("ensemble", history={}), make_run("late_fusion")
+    figure = plot_curves([make_run(), ensemble, late])
+    named = {text.get_text() for text in figure.legends[0].get_texts()}
+    assert named == {f"{n}, {of}" for n in ("li_net3", "late_fusion") for of in TRAINED}
+    loss, *_ = figure.axes
+    bars = plot_subsets([make_run(), ensemble, late]).axes[0].containers
+    assert loss.lines[-1].get_color() == to_hex(bars[2][0].get_facecolor()).upper()
+
+
+def test_the_costs_of_runs_are_drawn_and_kept(tmp_path):
+    costs = [StepCost(2_000_000, 3 * 2**20, 4.0), StepCost(1_000_000, 2**20, 2.0)]
+    runs = [
+        make_run(name, cost=cost, training_s=seconds)
+        for name, cost, seconds in zip(("plain", "ensemble"), costs, (50.0, 70.0), strict=True)
+    ]
+    drawn = {
+        axes.get_title(): [bar.get_width() for bar in axes.patches]
+        for axes in plot_costs(runs).axes
+    }
+    assert drawn == {
+        "parameters, millions": [2.0, 1.0],
+        "peak memory of a step, MiB": [3.0, 1.0],
+        "time of a step, ms": [4.0, 2.0],
+        "time of training, s": [50.0, 70.0],
+    }
+    write_report(runs, tmp_path, "costs")
+    assert strict(tmp_path / "costs.json")["ensemble"] == {
+        "num_parameters": 1_000_000,
+        "peak_bytes": 2**20,
+        "step_ms": 2.0,
+        "training_s": 70.0,
+    }
 
 
 def test_curves_of_training_show_what_guessing_reaches():

@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from manystream import StreamModel
 from manystream.layers import StreamConv2d, StreamNormAct2d
+from manystream.models import FilledNetwork
 from manystream.training.optimizer import build_optimizer
 from manystream.training.options import FitOptions
 from manystream.training.param_groups import make_param_groups
@@ -60,6 +62,18 @@ def test_groups_have_learning_rates_of_their_own():
         expected |= {id(p): 7 * expected[id(p)] for p in layer.parameters()}
     assert found == pytest.approx({i: 0.1 * expected[i] for i in found})
     assert set(expected.values()) == {2, 3, 5, 14, 21, 35}
+
+
+def test_a_network_whose_images_are_filled_in_has_the_same_groups():
+    model = tiny_model()
+    fill = {name: torch.zeros(c, 1, 1) for name, c in model.network.in_channels.items()}
+    filled = StreamModel(FilledNetwork(model.network, fill), model.task)
+    multipliers = {"rgb": 2.0, "depth": 3.0, "shared": 5.0, "stem": 7.0}
+    expected, found = (
+        settings_of(optimizer_of(one, learning_rate_multipliers=multipliers), "lr")
+        for one in (model, filled)
+    )
+    assert found == expected
 
 
 def test_sgd_has_nesterov_momentum_unless_told_otherwise():

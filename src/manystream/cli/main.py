@@ -28,7 +28,7 @@ COMMANDS = {
     "train": "Train a network, and measure it with every subset of its streams.",
     "evaluate": "Measure a trained network when sensors fail.",
     "predict": "Write a trained network's predictions for a folder of images.",
-    "compare": "Train several families on the same data and compare them.",
+    "compare": "Train networks that deal with a missing sensor in several ways, and compare them.",
     "inspect": "Show how much each stream contributes at every layer.",
     "convert": "Turn a checkpoint of the original implementation into a model file.",
     "prepare": "Write a data set once as arrays that need no decoding.",

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from manystream.choices import check_choices
+from manystream.choices import check_choices, did_you_mean
 from manystream.data.image import MAX_PIXELS
 from manystream.data.options import DataOptions
 from manystream.data.problems import OnError
@@ -17,12 +17,15 @@ from manystream.training import FitOptions
 
 @dataclass
 class ResNetOptions:
-    """Size of the network.
+    """Family and size of the network.
 
     Raises:
         ValueError: if a value is none of its choices.
     """
 
+    family: str = "li_net3"
+    """How the streams are mixed: li_net3, li_net3_soma or direct_mixing_conv; or, to compare with,
+    late_fusion, early_fusion or single_stream."""
     depth: int = 18
     """Layers of the ResNet: 18, 34, 50 or 101."""
     width: float = 1.0
@@ -41,9 +44,6 @@ class ResNetOptions:
 class ModelOptions(ResNetOptions):
     """Which network."""
 
-    family: str = "li_net3"
-    """How the streams are mixed: li_net3, li_net3_soma or direct_mixing_conv; or, to compare with,
-    late_fusion, early_fusion or single_stream."""
     pretrained: dict[str, Path] | None = None
     """Weights of an ordinary ResNet for some streams, as {stream: file}."""
     subset_norms: bool | None = None
@@ -121,41 +121,97 @@ class PredictOptions:
         check_choices(self)
 
 
+WAYS = {
+    "every_subset": "every sample is trained with all subsets of its streams at once",
+    "modality_dropout": "training samples lose streams at random",
+    "plain": "training takes samples as they come, and an absent stream is left out",
+    "zero_filling": "absent images are zeros as stored: black, or depth without a reading",
+    "mean_imputation": "absent images are the mean of the training images",
+    "ensemble": "a network for each stream, whose probabilities are averaged",
+    "late_fusion": "a network for each stream, whose features are joined; absent ones are zero",
+}
+"""Ways to deal with a missing sensor, and what each is."""
+
+
 @dataclass
 class CompareOptions:
-    """Train several families on the same data and compare them.
+    """Train networks that deal with a missing sensor in several ways, and compare them.
 
-    Prints and plots their accuracy for every subset of the streams, their parameters, and the
-    memory and time of a training step.
+    Prints one table: accuracy for every subset of the streams on the same samples, what guessing
+    reaches, parameters, the memory and time of a training step, and the time of training.
 
     Raises:
-        ValueError: if there is no family of a name, or one is named twice.
+        ValueError: if there is no way or family of a name, one is named twice, or an option is
+            given that none would use.
     """
 
-    families: list[str] = field(
-        default_factory=lambda: ["li_net3", "late_fusion", "early_fusion", "single_stream"]
-    )
-    """Families to train; single_stream has a run for every stream."""
+    ways: list[str] | None = None
+    """Ways to deal with a missing sensor; all by default, unless families are named. every_subset
+    trains every sample with all subsets of its streams at once (fit.subsets: with so many), with a
+    batch norm for each subset where model.family has batch norm. modality_dropout blanks streams in
+    training, as fit says, or 48% of the samples in the end. plain trains with everything there is.
+    These three leave an absent stream out. zero_filling and mean_imputation have a network that
+    always gets every stream: in training and evaluation an absent image is replaced, by zeros as
+    stored (black, or depth without a reading), or by the mean of the stream's training images,
+    pixel by pixel. ensemble trains a network for each stream by itself and averages the
+    probabilities of those that are there. late_fusion joins the features of a network for each
+    stream."""
+    families: list[str] | None = None
+    """Families to train as fit says; single_stream has a run for every stream. With ways, they are
+    trained too."""
     out: Path | None = None
     """Folder for all that is written; runs/compare-<date>-<time> by default."""
     data: DataOptions = field(default_factory=DataOptions)
     """Where images come from."""
     model: ResNetOptions = field(default_factory=ResNetOptions)
-    """Size of every network."""
+    """Size of every network, and the family of those that a way does not name."""
     fit: FitOptions = field(default_factory=FitOptions)
-    """How each is trained."""
+    """How each is trained; modality dropout and subsets are for the ways of these names, and for
+    families."""
 
     def __post_init__(self) -> None:
         from manystream.models.families import family
 
-        for name in self.families:
+        if self.ways is None and self.families is None:
+            self.ways = [*WAYS]
+        self.ways, self.families = self.ways or [], self.families or []
+        for name in self.ways:
+            if name not in WAYS:
+                raise ValueError(
+                    f"unknown way {name!r}; expected one of {', '.join(WAYS)}"
+                    f"{did_you_mean(name, WAYS)}"
+                )
+        for name in (*self.families, self.model.family):
             family(name)
-        if not self.families or len(set(self.families)) < len(self.families):
-            raise ValueError(f"--families is {self.families}; expected one or more, each once")
+        names = [*self.ways, *self.families]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(
+                f"--ways is {self.ways} and --families is {self.families}; expected one or more "
+                "in all, each once"
+            )
+        self._check_all_is_used()
         if self.fit.devices > 1:
             raise ValueError(
                 f"--fit.devices is {self.fit.devices}; compare trains in one process, use train"
             )
+
+    def _check_all_is_used(self) -> None:
+        if not self.ways and self.model.family != ResNetOptions.family:
+            raise ValueError(
+                f"--model.family is {self.model.family}, but --families says what is trained, and "
+                "there are no --ways that would use it"
+            )
+        if self.families:
+            return
+        for way, option, is_on in (
+            ("modality_dropout", "modality_dropout", self.fit.modality_dropout),
+            ("every_subset", "subsets", self.fit.subsets is not None),
+        ):
+            if is_on and way not in (self.ways or []):
+                raise ValueError(
+                    f"--ways is {self.ways}, so nothing would use --fit.{option}; name {way!r} "
+                    "too, or leave it out"
+                )
 
 
 @dataclass

@@ -12,6 +12,7 @@ from manystream.evaluation.tables import subset_tables
 from manystream.extras import train_extra
 
 with train_extra():
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 _AS_IT_IS: dict[str, Any] = {"markup": False, "emoji": False}
 
 console = Console(**_AS_IT_IS)
+if not console.is_terminal and "COLUMNS" not in os.environ:
+    console.width = 200  # nothing there would break longer lines, which rich would at 80
 
 
 def say(line: str) -> None:
@@ -44,10 +47,12 @@ def print_table(
     title: str | None = None,
 ) -> None:
     """Print a table whose first column names its rows, and the others hold numbers."""
-    first, *others = columns
-    table = Table(first, title=title, title_justify="left", caption=caption or None)
+    (first, *others), rows = columns, list(rows)
+    table = Table(title=title, title_justify="left", caption=caption or None)
+    names = [*first.split(), *(row[0] for row in rows)]
+    table.add_column(first, width=max(map(cell_len, names)))  # whole, however narrow the terminal
     for column in others:
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", overflow="fold")
     for row in rows:
         table.add_row(*row)
     console.print(table)

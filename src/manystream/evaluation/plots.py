@@ -26,6 +26,9 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 
 _MOST_COLUMNS = 3
 _MOST_CLASSES_WITH_NUMBERS = 20
+_MOST_LEVEL_LABELS = 4  # bars of more runs are too narrow for them
+
+_BAR_INCHES = 0.2
 
 _SHARE = Quantity("", is_share=True)
 _CHANCE = "chance"
@@ -40,6 +43,8 @@ def plot_curves(runs: Sequence[Run]) -> Figure:
     figure = Figure(figsize=(13, 3.4), layout="constrained")
     loss, metric, probability, speed = figure.subplots(1, 4)
     for run, color in zip(runs, cycle(COLORS), strict=False):
+        if not run.history:  # an ensemble, whose members were trained
+            continue
         _curve(loss, run, "loss", color)
         _curve(metric, run, name, color)
         values = run.history["dropout_probability"]
@@ -57,7 +62,7 @@ def plot_curves(runs: Sequence[Run]) -> Figure:
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     speed.set_ylim(bottom=0)
-    loss.legend(fontsize=8, frameon=False)
+    _legend(figure, loss)
     if quantity.chance is not None:
         metric.legend(handles=metric.lines[-1:], fontsize=8, frameon=False)
     return figure
@@ -71,7 +76,9 @@ def plot_subsets(runs: Sequence[Run]) -> Figure:
     name, quantity = first_quantity(runs)
     subsets = list(dict.fromkeys(subset for run in runs for subset in run.subsets.shown))
     counts = {int(v["num_samples"]) for run in runs for v in run.subsets.shown.values()}
-    figure = Figure(figsize=(max(5.0, 1.6 * len(subsets) + 2), 3.6), layout="constrained")
+    narrow = len(runs) > _MOST_LEVEL_LABELS
+    inches = len(subsets) * max(1.6, _BAR_INCHES * (len(runs) + 1)) + 2
+    figure = Figure(figsize=(max(5.0, inches), 4.2 if narrow else 3.6), layout="constrained")
     axes = figure.subplots()
     width = 0.8 / len(runs)
     for i, (run, color) in enumerate(zip(runs, cycle(COLORS), strict=False)):
@@ -83,7 +90,7 @@ def plot_subsets(runs: Sequence[Run]) -> Figure:
         texts = [
             _bar_text(metrics, name, quantity, len(counts) > 1) for metrics in measured.values()
         ]
-        axes.bar_label(bars, texts, fontsize=8, padding=2)
+        axes.bar_label(bars, texts, fontsize=8, padding=2, rotation=90 if narrow else 0)
         for place, metrics in measured.items():
             chance = metrics.get(f"{name}_chance", quantity.chance)
             _draw_chance(axes, chance, (place - width / 2, place + width / 2))
@@ -91,7 +98,7 @@ def plot_subsets(runs: Sequence[Run]) -> Figure:
     same = f"the same {counts.pop()} samples" if len(counts) == 1 else "samples differ"
     axes.set_xlabel(f"streams present ({same})")
     _dress(axes, quantity.title)
-    _scale(axes, quantity, 1.12)
+    _scale(axes, quantity, 1.25 if narrow else 1.12)
     _legend(figure, axes)
     return figure
 
@@ -149,7 +156,7 @@ def plot_confusion(table: ClassTable) -> Figure:
 
 
 def plot_costs(runs: Sequence[Run]) -> Figure:
-    """Draw parameters, and memory and time of a training step, of the runs that know them."""
+    """Draw parameters, memory and time of a training step, and time of training, where known."""
     known = [(run.name, run.cost) for run in runs if run.cost is not None]
     names = [literal(name) for name, _ in known]
     panels = {
@@ -157,9 +164,12 @@ def plot_costs(runs: Sequence[Run]) -> Figure:
         "peak memory of a step, MiB": [cost.peak_bytes / 2**20 for _, cost in known],
         "time of a step, ms": [cost.step_ms for _, cost in known],
     }
-    figure = Figure(figsize=(11, 0.4 * len(known) + 1.2), layout="constrained")
+    seconds = [run.training_s for run in runs if run.cost is not None]
+    if None not in seconds:
+        panels["time of training, s"] = [s for s in seconds if s is not None]
+    figure = Figure(figsize=(13, 0.4 * len(known) + 1.2), layout="constrained")
     for axes, (title, values) in zip(
-        figure.subplots(1, 3, sharey=True), panels.items(), strict=True
+        figure.subplots(1, len(panels), sharey=True), panels.items(), strict=True
     ):
         bars = axes.barh(names, values, color=COLORS[0])
         axes.bar_label(bars, [f"{v:.3g}" for v in values], fontsize=8, padding=2)
@@ -246,6 +256,7 @@ def _dress(axes: Axes, title: str) -> None:
 def _scale(axes: Axes, quantity: Quantity, top: float) -> None:
     """Scale the values of a quantity; shares go from 0 to ``top``."""
     if quantity.is_share:
+        axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
         axes.set_ylim(0, top)
         axes.yaxis.set_major_formatter(PercentFormatter(1))
 
@@ -269,11 +280,12 @@ def _legend(figure: Figure, axes: Axes) -> None:
     """Name what is drawn, below the figure, unless that is one run and nothing else."""
     handles, labels = axes.get_legend_handles_labels()
     if len(labels) > 1:
+        inches = 0.6 + 0.08 * max(map(len, labels))  # of a name and what stands before it
         figure.legend(
             handles,
             labels,
             fontsize=9,
             frameon=False,
             loc="outside lower center",
-            ncols=len(labels),
+            ncols=max(1, min(len(labels), int(figure.get_figwidth() / inches))),
         )

@@ -41,6 +41,7 @@ class Run:
         config: what the run was told, plain values.
         cost: what a training step of it costs, if measured.
         robustness: measurements under further conditions, if there are any.
+        training_s: how long it was trained, in seconds, if known.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Run:
     config: Mapping[str, Any]
     cost: StepCost | None = None
     robustness: Robustness | None = None
+    training_s: float | None = None
 
 
 def write_report(runs: Sequence[Run], folder: Path, title: str) -> Path:
@@ -157,7 +159,11 @@ def _numbers(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
     files: dict[str, dict[str, Any]] = {
         "subsets": {run.name: asdict(run.subsets) for run in runs},
         "conditions": {run.name: asdict(r) for run in runs if (r := run.robustness) is not None},
-        "costs": {run.name: asdict(run.cost) for run in runs if run.cost is not None},
+        "costs": {
+            run.name: {**asdict(run.cost), "training_s": run.training_s}
+            for run in runs
+            if run.cost is not None
+        },
     }
     return {name: values for name, values in files.items() if values}
 

@@ -12,7 +12,7 @@ import torch
 from manystream.batch import StreamBatch
 from manystream.memory.counting import peak_bytes
 from manystream.models import StreamNetwork
-from manystream.tasks import Task
+from manystream.tasks import StepLoss, Task, forward_and_loss
 
 _WARM_UP, _STEPS = 2, 5
 
@@ -38,19 +38,20 @@ def measure_step(network: StreamNetwork, task: Task, batch: StreamBatch) -> Step
     Args:
         network: the network.
         task: what it is trained on.
-        batch: a batch with targets.
+        batch: a batch with targets, seen with the subsets of its streams that training sees it
+            with.
 
     Raises:
         ValueError: if it has none.
     """
     device = batch.streams[0].device
     task.check_target(batch.target, len(batch), batch.ids)
-    trained = copy.deepcopy(network).to(device).train()
+    trained, loss = copy.deepcopy(network).to(device).train(), StepLoss(task.loss)
 
     def step() -> float:
         trained.zero_grad(set_to_none=True)
         start = time.perf_counter()
-        task.loss(trained(batch), batch.target).mean().backward()
+        forward_and_loss(trained, loss, batch)[0].backward()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return (time.perf_counter() - start) * 1000

@@ -1,5 +1,6 @@
 """Networks: layers assembled, families told apart, weights named."""
 
+from manystream.models.baselines import Ensemble, FilledNetwork, mean_images
 from manystream.models.families import FAMILIES, Family
 from manystream.models.inspection import contributions, mixing_weights
 from manystream.models.memory_modes import MemoryMode, apply_memory_mode
@@ -9,7 +10,9 @@ from manystream.models.weights import PretrainedReport, load_original, load_pret
 
 __all__ = [
     "FAMILIES",
+    "Ensemble",
     "Family",
+    "FilledNetwork",
     "MemoryMode",
     "PretrainedReport",
     "StreamNetwork",
@@ -18,6 +21,7 @@ __all__ = [
     "contributions",
     "load_original",
     "load_pretrained_stream",
+    "mean_images",
     "mixing_weights",
     "resnet_size",
 ]

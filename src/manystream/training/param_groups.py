@@ -18,7 +18,8 @@ SHARED = "shared"
 STEM = "stem"
 """The first convolution and its norm, on every pathway."""
 
-_STEM_PREFIXES = ("conv1.", "bn1.")
+# Of the network, of one that it fills images in for, or of an ensemble's.
+_OF_STEM = re.compile(r"(?:network\.|streams\.\d+\.)?(?:conv1|bn1)\.")
 
 _OF_STREAM = re.compile(r"(?:^|\.)streams\.(\d+)\.")
 
@@ -74,7 +75,7 @@ def make_param_groups(network: StreamNetwork, options: FitOptions) -> list[dict[
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
-            of_stem = multipliers.get(STEM, 1.0) if name.startswith(_STEM_PREFIXES) else 1.0
+            of_stem = multipliers.get(STEM, 1.0) if _OF_STEM.match(name) else 1.0
             multiplier = multipliers.get(group_of[name], 1.0) * of_stem
             groups.setdefault((multiplier, parameter.dim() > 1), []).append(parameter)
     return [
