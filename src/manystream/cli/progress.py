@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from manystream.cli.output import console
-from manystream.data.survey import Progress as Report
+from manystream.data.survey import Progress as Told
 
 
 @contextmanager
-def progress_bar(description: str) -> Iterator[Report]:
+def progress_bar(description: str) -> Iterator[Told]:
     """Show a bar while images are counted; it is gone when all are done.
 
     Args:

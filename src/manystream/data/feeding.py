@@ -11,7 +11,7 @@ from manystream.data.loader import StreamDataset, StreamLoader, make_loader
 from manystream.data.opening import identified, open_data
 from manystream.data.options import DataOptions
 from manystream.data.preprocessing import Preprocessing
-from manystream.data.problems import Report
+from manystream.data.problems import Printer
 from manystream.data.survey import Progress
 from manystream.data.table import SampleTable
 from manystream.data.usable import usable_samples
@@ -52,7 +52,7 @@ def training_data(
     options: DataOptions,
     *,
     seed: int = 0,
-    report: Report = print,
+    report: Printer = print,
     progress: Progress | None = None,
     accelerator: str = "auto",
 ) -> TrainingData:
@@ -81,7 +81,7 @@ def loaders(
     options: DataOptions | None = None,
     *,
     seed: int = 0,
-    report: Report = print,
+    report: Printer = print,
     progress: Progress | None = None,
     accelerator: str = "auto",
     **changes: Any,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from manystream.data.files import StreamHints, table_of_files
 from manystream.data.image import IMAGE_SUFFIXES, MAX_PIXELS
-from manystream.data.problems import OnError, Problem, Problems, Report, is_utf8
+from manystream.data.problems import OnError, Printer, Problem, Problems, is_utf8
 from manystream.data.splitting import TRAIN
 from manystream.data.streams import LengthUnit, StreamKind, StreamSpec, names_of
 from manystream.data.table import Sample, SampleTable
@@ -26,7 +26,7 @@ def folder(
     units: Mapping[str, LengthUnit] | None = None,
     max_pixels: int = MAX_PIXELS,
     on_error: OnError = "raise",
-    report: Report = print,
+    report: Printer = print,
 ) -> SampleTable:
     """List the samples of a data set kept as folders: ``root/<split>/<stream>/<class>/<id>.<ext>``.
 

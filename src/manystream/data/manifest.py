@@ -14,7 +14,7 @@ import numpy as np
 
 from manystream.data.files import StreamHints, table_of_files
 from manystream.data.image import IMAGE_SUFFIXES, MAX_PIXELS
-from manystream.data.problems import OnError, Problem, Problems, Report, is_utf8
+from manystream.data.problems import OnError, Printer, Problem, Problems, is_utf8
 from manystream.data.splitting import TRAIN, TRAINVAL, VAL, HeldOut, leak
 from manystream.data.streams import LengthUnit, StreamKind, StreamSpec, names_of
 from manystream.data.table import Sample, SampleTable
@@ -37,7 +37,7 @@ def manifest(
     held_out: HeldOut | None = None,
     max_pixels: int = MAX_PIXELS,
     on_error: OnError = "raise",
-    report: Report = print,
+    report: Printer = print,
 ) -> SampleTable:
     """List the samples of a manifest: a ``.csv`` (UTF-8, with commas) or ``.parquet`` file.
 
@@ -219,7 +219,7 @@ def _settled(
 
 
 def _of_splits(
-    rows: Sequence[Row], wanted: Sequence[str] | None, path: Path, report: Report | None
+    rows: Sequence[Row], wanted: Sequence[str] | None, path: Path, report: Printer | None
 ) -> list[Row]:
     """Return the rows of the splits that are asked for; say what of those given has leaked."""
     there = list(dict.fromkeys(row.sample.split for row in rows))
@@ -234,7 +234,7 @@ def _of_splits(
     return [row for name in dict.fromkeys(names) for row in rows if row.sample.split == name]
 
 
-def _report_leak(samples: Sequence[Sample], split: str, report: Report) -> None:
+def _report_leak(samples: Sequence[Sample], split: str, report: Printer) -> None:
     both = [x for x in samples if x.split in (TRAIN, split)]
     held_out = np.array([x.split == split for x in both])
     if any(x.group for x in both if x.split == split):

@@ -19,7 +19,7 @@ from manystream.data.official import (
     read_numbers,
     read_strings,
 )
-from manystream.data.problems import OnError, Problem, Problems, Report
+from manystream.data.problems import OnError, Printer, Problem, Problems
 from manystream.data.splitting import HeldOut
 from manystream.data.streams import StreamSpec
 from manystream.data.table import Column, Sample, SampleTable
@@ -56,7 +56,7 @@ def nyu(
     num_classes: Literal[10, 27] = 10,
     held_out: HeldOut | None = None,
     on_error: OnError = "raise",
-    report: Report = print,
+    report: Printer = print,
 ) -> SampleTable:
     """List the labelled frames of NYU Depth v2; depth is in metres.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from manystream.data.problems import Report
+from manystream.data.problems import Printer
 from manystream.data.splitting import TEST, TRAIN, TRAINVAL, VAL, HeldOut
 from manystream.data.streams import StreamSpec, names_of
 from manystream.data.table import Column, Sample, SampleTable
@@ -29,7 +29,7 @@ def official_table(
     splits: Sequence[str] | None,
     streams: Sequence[str | StreamSpec] | None,
     held_out: HeldOut | None,
-    report: Report,
+    report: Printer,
 ) -> SampleTable:
     """Make the table of a data set that comes with a list for training and one for test.
 

@@ -13,7 +13,7 @@ from manystream.data.manifest import is_manifest, manifest
 from manystream.data.nyu import is_nyu, nyu
 from manystream.data.options import DataOptions, Format
 from manystream.data.prepared import is_prepared, prepared
-from manystream.data.problems import Report
+from manystream.data.problems import Printer
 from manystream.data.scenes import CLASSES, STREAMS, scenes
 from manystream.data.splitting import TRAIN, HeldOut
 from manystream.data.streams import StreamSpec
@@ -58,7 +58,7 @@ def recognise(root: Path) -> Format:
     )
 
 
-def identified(options: DataOptions, report: Report = print) -> DataOptions:
+def identified(options: DataOptions, report: Printer = print) -> DataOptions:
     """Return options whose format is known; one that was found out is said.
 
     Raises:
@@ -77,7 +77,7 @@ def open_data(
     *,
     streams: Sequence[StreamSpec] | None = None,
     classes: Sequence[str] | None = None,
-    report: Report = print,
+    report: Printer = print,
 ) -> SampleTable:
     """List the samples of a data set, without a look at its images.
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-Report = Callable[[str], None]
+Printer = Callable[[str], None]
 """Takes a line that the user should see."""
 
 OnError = Literal["raise", "skip"]
@@ -29,7 +29,7 @@ class Problems:
     """
 
     on_error: OnError = "raise"
-    report: Report = print
+    report: Printer = print
 
     def settle(self, what: str, problems: Sequence[Problem], skipped: str) -> None:
         """Stop with a ValueError, or tell and go on, if there are problems of a kind.

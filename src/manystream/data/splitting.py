@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from manystream.data.problems import Report
+from manystream.data.problems import Printer
 
 if TYPE_CHECKING:
     from manystream.data.table import Sample
@@ -60,7 +60,7 @@ class HeldOut:
         samples: Sequence[Sample],
         classes: Sequence[str],
         wanted: Sequence[str],
-        report: Report,
+        report: Printer,
     ) -> list[Sample]:
         """Hold val out of the samples of train, if one of these splits is wanted.
 

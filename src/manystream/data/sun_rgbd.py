@@ -19,7 +19,7 @@ from manystream.choices import first_few
 from manystream.data.files import ImageFiles
 from manystream.data.image import MAX_PIXELS
 from manystream.data.official import METRES, RGB, official_table, read_strings
-from manystream.data.problems import OnError, Problem, Problems, Report
+from manystream.data.problems import OnError, Printer, Problem, Problems
 from manystream.data.splitting import VAL, HeldOut
 from manystream.data.streams import StreamSpec, ToMetres
 from manystream.data.table import Column, Sample, SampleTable
@@ -82,7 +82,7 @@ def sun_rgbd(
     held_out: HeldOut | None = None,
     max_pixels: int = MAX_PIXELS,
     on_error: OnError = "raise",
-    report: Report = print,
+    report: Printer = print,
 ) -> SampleTable:
     """List the scenes of SUN RGB-D's 19 classes; depth is in metres.
 
@@ -188,7 +188,7 @@ def _only_file(tree: Path, folder: str, stream: str) -> str | None:
     return f"{folder}/{stream}/{images[0]}" if images else None
 
 
-def _report_other_classes(wanted: Sequence[str], scenes: Sequence[Sample], report: Report) -> None:
+def _report_other_classes(wanted: Sequence[str], scenes: Sequence[Sample], report: Printer) -> None:
     other = Counter(scene.label for scene in scenes if scene.label not in CLASSES)
     said_of = [split for split in wanted if split != VAL]
     if other and said_of:

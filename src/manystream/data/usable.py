@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from manystream.data.files import ImageFiles
 from manystream.data.options import DataOptions
 from manystream.data.pairing import mismatches, one_sided_classes
-from manystream.data.problems import Problem, Problems, Report
+from manystream.data.problems import Printer, Problem, Problems
 from manystream.data.scenes import RenderedScenes
 from manystream.data.statistics import StreamStatistics
 from manystream.data.survey import Image, Progress, look_at, statistics, unusable
@@ -37,7 +37,7 @@ def usable_samples(
     options: DataOptions,
     *,
     trained: bool = False,
-    report: Report = print,
+    report: Printer = print,
     progress: Progress | None = None,
 ) -> Usable:
     """Look at every image of some splits once, and take out what cannot be used.

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from manystream.functional.layout import channels_last, empty_maps, is_channels_last
+from manystream.functional.maps import channels_last, empty_maps, is_channels_last
 
 MAX_POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 """By the number of sides of a map."""

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from manystream.functional import remat
 from manystream.functional.few_channels import few_channels_conv2d, has_few_channels
-from manystream.functional.layout import as_matrix
+from manystream.functional.maps import as_matrix
 
 _ONEDNN_BLOCK = 16
 """Channels that oneDNN computes at once; its scratch memory is too small for fewer, see below."""

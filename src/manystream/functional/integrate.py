@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 from manystream.functional import remat
 from manystream.functional.conv import compute_dtype
 from manystream.functional.kernels import dispatch
-from manystream.functional.layout import as_matrix, empty_maps, is_channels_last
+from manystream.functional.maps import as_matrix, empty_maps, is_channels_last
 from manystream.presence import Run
 
 Placement = Sequence[Sequence[Run]]

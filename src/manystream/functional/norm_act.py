@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from manystream.functional import remat
 from manystream.functional._norm import RELU, After, Gradients, Norm
 from manystream.functional.kernels import dispatch
-from manystream.functional.layout import empty_maps
+from manystream.functional.maps import empty_maps
 
 
 class Running(NamedTuple):

@@ -16,7 +16,7 @@ from manystream.functional import remat
 from manystream.functional.conv import compute_dtype
 from manystream.functional.integrate import LINEAR, SCALAR, Mix, integrate, scaled_kernel
 from manystream.functional.kernels import dispatch
-from manystream.functional.layout import as_matrix
+from manystream.functional.maps import as_matrix
 from manystream.presence import Views
 
 Initializer = Callable[[Tensor], object]
