@@ -2,6 +2,7 @@
 
 from manystream.tasks.classification import Classification
 from manystream.tasks.task import (
+    Answer,
     Loss,
     Quantity,
     StepLoss,
@@ -11,6 +12,7 @@ from manystream.tasks.task import (
 )
 
 __all__ = [
+    "Answer",
     "Classification",
     "Loss",
     "Quantity",

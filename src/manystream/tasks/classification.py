@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from manystream.tasks.task import Loss, Quantity, Task, as_float
+from manystream.tasks.task import Answer, Loss, Quantity, Task, as_float
 
 if TYPE_CHECKING:
     from torchmetrics import Metric, MetricCollection
@@ -151,6 +151,17 @@ class Classification(Task):
         every = [(name, column.tolist()) for name, column in zip(names, predictions.T, strict=True)]
         taken = [names[number] for number in winner.tolist()]
         return [("class", taken), ("probability", best.tolist()), *every]
+
+    def answers(self, predictions: Any, target: Any) -> list[Answer]:
+        """The most probable class, its probability, and whether it is the sample's."""
+        best, winner = predictions.max(dim=1)
+        taken, right = self.describe_target(winner), (winner == target).tolist()
+        return [*map(Answer, taken, best.tolist(), right)]
+
+    def describe_target(self, target: Any) -> list[str]:
+        """Names of the classes."""
+        names = self.class_names()
+        return [names[number] for number in target.tolist()]
 
     def to_dict(self) -> dict[str, Any]:
         """Give number and names of the classes."""

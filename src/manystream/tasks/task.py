@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,20 @@ class Quantity:
     def text(self, value: float) -> str:
         """Write a value, as per cent if it is a share."""
         return f"{100 * value:.1f} %" if self.is_share else f"{value:.4g}"
+
+
+class Answer(NamedTuple):
+    """A prediction of one sample, as a person reads it.
+
+    Attributes:
+        text: what is said of the sample, for example a class.
+        confidence: how sure the network is, 0 to 1; None where a task knows no such thing.
+        is_right: whether it is the target; None where answers are not simply right or wrong.
+    """
+
+    text: str
+    confidence: float | None = None
+    is_right: bool | None = None
 
 
 class Task(ABC):
@@ -178,6 +192,23 @@ class Task(ABC):
         columns = predictions.flatten(1) if predictions.dim() > 1 else predictions[:, None]
         return [(f"output {i}", column.tolist()) for i, column in enumerate(columns.T)]
 
+    def answers(self, predictions: Tree, target: Tree) -> list[Answer]:
+        """Put predictions into words, to be looked at; here, the first column of :meth:`describe`.
+
+        Args:
+            predictions: of N samples.
+            target: of the same samples.
+        """
+        (title, entries), *_ = self.describe(predictions)
+        return [Answer(f"{title} {_short(entry)}") for entry in entries]
+
+    def describe_target(self, target: Tree) -> list[str]:
+        """Put N targets into words; here numbers, and nothing where a sample has several."""
+        first, *others = tree_leaves(target)
+        if others or first.dim() > 1:
+            return [""] * len(first)
+        return [_short(entry) for entry in first.tolist()]
+
     def to_dict(self) -> dict[str, Any]:
         """Give the values, plain ones, that :meth:`from_dict` builds the task from."""
         return {}
@@ -266,6 +297,10 @@ def load_task(section: Mapping[str, Any]) -> Task:
 def as_float(output: Tensor) -> Tensor:
     """Widen half precision to float32, in which losses are taken."""
     return output.to(torch.promote_types(output.dtype, torch.float32))
+
+
+def _short(entry: Any) -> str:
+    return f"{entry:.4g}" if isinstance(entry, float) else str(entry)
 
 
 def _below(kind: Any) -> Iterator[type[Task]]:
