@@ -19,7 +19,13 @@ from manystream.models.weights.model_file import NoModelFileError, read_model_fi
 from manystream.tasks import Classification, Task, load_task
 
 if TYPE_CHECKING:
-    from manystream.evaluation import ClassTable, EvaluationOptions, Robustness, Subsets
+    from manystream.evaluation import (
+        ClassTable,
+        EvaluationOptions,
+        Robustness,
+        Showcase,
+        Subsets,
+    )
     from manystream.training import FitOptions, History
 
 NETWORKS = {"resnet": StreamResNet}
@@ -216,6 +222,18 @@ class StreamModel(nn.Module):
         from manystream.evaluation import evaluate_classes
 
         return evaluate_classes(self.network, self.task, loader, **arguments)
+
+    def show_samples(self, loader: Iterable[Any], **arguments: Any) -> Showcase:
+        """Ask about a loader's first samples with every subset of the streams, for a report.
+
+        Args:
+            loader: batches as :meth:`fit` takes them.
+            arguments: of :func:`manystream.evaluation.show_samples`.
+        """
+        from manystream.evaluation import show_samples
+
+        arguments.setdefault("preprocessing", self.preprocessing)
+        return show_samples(self.network, self.task, loader, **arguments)
 
     def predict(self, loader: Iterable[Any], **arguments: Any) -> Any:
         """Predictions on a loader, in its order; class probabilities are (N, num_classes).

@@ -6,6 +6,7 @@ _MODULES = {
     "ClassTable": "per_class",
     "EvaluationOptions": "options",
     "Robustness": "conditions",
+    "Showcase": "showcase",
     "Subsets": "measurement",
     "answers_by_subset": "inference",
     "evaluate": "subsets",
@@ -13,6 +14,7 @@ _MODULES = {
     "evaluate_conditions": "conditions",
     "evaluate_subsets": "subsets",
     "predict": "inference",
+    "show_samples": "showcase",
 }
 
 __all__ = [*_MODULES]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -6,5 +6,7 @@ from manystream.evaluation.measurement import Subsets as Subsets
 from manystream.evaluation.options import EvaluationOptions as EvaluationOptions
 from manystream.evaluation.per_class import ClassTable as ClassTable
 from manystream.evaluation.per_class import evaluate_classes as evaluate_classes
+from manystream.evaluation.showcase import Showcase as Showcase
+from manystream.evaluation.showcase import show_samples as show_samples
 from manystream.evaluation.subsets import evaluate as evaluate
 from manystream.evaluation.subsets import evaluate_subsets as evaluate_subsets

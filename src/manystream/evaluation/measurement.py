@@ -160,7 +160,7 @@ class SubsetMeasurement:
         everyone = torch.arange(len(batch))
         for subset, (output, samples) in answers.items():
             in_order = torch.equal(samples, everyone)
-            target = batch.target if in_order else _take(batch.target, samples)
+            target = batch.target if in_order else take(batch.target, samples)
             self._pairs[subset].update(output, target, is_complete[samples])
             if self._as_they_come is not None:
                 whole = (pattern[samples] == subset).nonzero().flatten()
@@ -193,9 +193,10 @@ def numbered_subsets(stream_names: Sequence[str]) -> dict[str, int]:
     }
 
 
-def _take(target: Any, samples: Tensor) -> Any:
+def take(target: Any, samples: Tensor) -> Any:
+    """Take the targets of some samples, by their numbers."""
     return map_target(lambda t: select(t, samples), target)
 
 
 def _pick(output: Tensor, target: Any, index: Tensor) -> tuple[Tensor, Any]:
-    return select(output, index), _take(target, index)
+    return select(output, index), take(target, index)

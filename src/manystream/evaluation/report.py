@@ -23,7 +23,8 @@ from manystream.evaluation.plots import (
     plot_curves,
     plot_subsets,
 )
-from manystream.evaluation.strict_json import strict_json
+from manystream.evaluation.showcase import Showcase, page_of
+from manystream.evaluation.strict_json import finite, strict_json
 from manystream.evaluation.tables import subset_tables
 from manystream.memory.cost import StepCost
 from manystream.tasks import Task
@@ -42,6 +43,7 @@ class Run:
         cost: what a training step of it costs, if measured.
         robustness: measurements under further conditions, if there are any.
         training_s: how long it was trained, in seconds, if known.
+        showcase: samples to look at while sensors are switched off, if there are any.
     """
 
     name: str
@@ -52,10 +54,13 @@ class Run:
     cost: StepCost | None = None
     robustness: Robustness | None = None
     training_s: float | None = None
+    showcase: Showcase | None = None
 
 
 def write_report(runs: Sequence[Run], folder: Path, title: str) -> Path:
     """Write figures, numbers and a self-contained ``report.html`` that shows them.
+
+    Where runs have samples to look at, the page has a switch for every sensor.
 
     The figures are ``subsets.png`` and, for what the runs have, ``curves.png`` of the training,
     ``conditions.png`` and ``costs.png``; the numbers are in ``subsets.json``, ``conditions.json``
@@ -86,6 +91,7 @@ def write_report(runs: Sequence[Run], folder: Path, title: str) -> Path:
         quantities=quantities,
         tables=subset_tables({run.name: run.subsets for run in runs}, quantities),
         speeds=_speeds(runs),
+        showcase=finite(page_of(runs)),
         images=encoded,
     )
     page.write_text(rendered, encoding="utf-8")

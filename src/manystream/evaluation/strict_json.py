@@ -20,12 +20,13 @@ def strict_json(values: Any) -> str:
          ]
         }
     """
-    return json.dumps(_finite(values), indent=1, allow_nan=False)
+    return json.dumps(finite(values), indent=1, allow_nan=False)
 
 
-def _finite(values: Any) -> Any:
+def finite(values: Any) -> Any:
+    """Put None in the place of every number that is not finite."""
     if isinstance(values, Mapping):
-        return {key: _finite(value) for key, value in values.items()}
+        return {key: finite(value) for key, value in values.items()}
     if isinstance(values, list | tuple):
-        return [_finite(value) for value in values]
+        return [finite(value) for value in values]
     return None if isinstance(values, float) and not math.isfinite(values) else values
