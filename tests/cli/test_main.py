@@ -163,6 +163,9 @@ def test_evaluate_measures_every_condition(trained, tmp_path, capsys):
     spread = share(half["mean_class_accuracy_std"])
     assert f"{share(half['mean_class_accuracy'])} ± {spread}" in printed
     assert {"report.html", "conditions.png", "subsets.png"} <= {p.name for p in out.iterdir()}
+    page = (out / "report.html").read_text()
+    assert page.count('<li class="sample"') == 10  # of 24 / 4 scenes, or ten
+    assert page.count('role="switch"') == 2
     assert status("evaluate", "--model", trained.model, *SCENES, "--out", out) == 2
     assert f"--out {out} exists" in capsys.readouterr().err
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import DataLoader
-
-from manystream.batch import StreamBatch
 from manystream.cli.output import say
 from manystream.cli.progress import progress_bar
-from manystream.data import Preprocessing, TrainingData, loader, training_data
+from manystream.data import Preprocessing, SampleTable, TrainingData, loader, training_data
+from manystream.data.loader import StreamLoader
 from manystream.data.opening import open_data
 from manystream.data.options import DataOptions
 from manystream.data.usable import usable_samples
@@ -41,9 +40,7 @@ def trained_with(model: StreamModel, path: Path) -> tuple[Preprocessing, tuple[s
     return Preprocessing.from_dict(model.preprocessing), model.classes
 
 
-def evaluation_loader(
-    model: StreamModel, path: Path, options: DataOptions
-) -> DataLoader[StreamBatch]:
+def evaluation_loader(model: StreamModel, path: Path, options: DataOptions) -> StreamLoader:
     """Batches of ``val_split``, held out and prepared as the model's images were in training."""
     preprocessing, classes = trained_with(model, path)
     options.image_size = max(preprocessing.size)
@@ -56,6 +53,15 @@ def evaluation_loader(
             table, [split], options, trained=True, report=say, progress=progress
         )
     return loader(usable.table, preprocessing, options)
+
+
+def samples_to_show(table: SampleTable, count: int = 12) -> list[int]:
+    """Choose the first samples of every class in turn, before others those with every stream."""
+    complete, seen, keys = table.present.all(dim=1).tolist(), Counter[tuple[int, bool]](), []
+    for sample, kind in enumerate(zip(table.targets.tolist(), complete, strict=True)):
+        keys.append((not kind[1], seen[kind], sample))
+        seen[kind] += 1
+    return sorted(sample for _, _, sample in sorted(keys)[:count])
 
 
 def _hold_out(options: DataOptions, held_out: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from manystream.cli.batches import evaluation_loader
+from manystream.cli.batches import evaluation_loader, samples_to_show
 from manystream.cli.options import EvaluateOptions
 from manystream.cli.output import (
     fresh_path,
@@ -17,6 +17,9 @@ from manystream.cli.output import (
     print_table,
     say,
 )
+from manystream.data import loader as read_few
+from manystream.data.loader import StreamLoader
+from manystream.evaluation import Showcase
 from manystream.evaluation.report import Run, write_report
 from manystream.evaluation.tables import measured_table
 from manystream.model import StreamModel, load_model
@@ -34,11 +37,19 @@ def evaluate(options: EvaluateOptions) -> None:
         print_curves(robustness.curves(), quantities[robustness.metric])
         config = plain(asdict(options))
         name = getattr(model.network, "layout", {}).get("family", "network")
-        run = Run(name, model.task, {}, robustness.subsets, config, None, robustness)
+        showcase = _showcase(model, loader)
+        run = Run(name, model.task, {}, robustness.subsets, config, None, robustness, showcase)
         say(f"report: {write_report([run], out, f'manystream: {options.model} evaluated')}")
     else:
         loader = evaluation_loader(model, options.model, options.data)
         _print_left(model, loader, options.blanked_streams)
+
+
+def _showcase(model: StreamModel, loader: StreamLoader) -> Showcase:
+    """Ask about a few samples of every class."""
+    dataset: Any = loader.dataset
+    few = dataset.source.select(samples_to_show(dataset.source))
+    return model.show_samples(read_few(few, dataset.preprocessing, num_workers=0))
 
 
 def _print_left(model: StreamModel, loader: DataLoader[Any], blanked: list[str]) -> None:
