@@ -174,3 +174,11 @@ def test_it_is_built_again_from_its_section(classes):
     again = load_task(section)
     assert isinstance(again, Classification)
     assert (again.num_outputs, again.classes) == (3, classes)
+
+
+def test_an_answer_is_the_most_probable_class_and_how_sure():
+    task = Classification(classes=["bed", "desk", "sofa"])
+    predictions, target = torch.tensor([[0.25, 0.5, 0.25], [0.75, 0.25, 0.0]]), torch.tensor([1, 2])
+    assert task.answers(predictions, target) == [("desk", 0.5, True), ("bed", 0.75, False)]
+    assert task.describe_target(target) == ["desk", "sofa"]
+    assert Classification(3).describe_target(target) == ["1", "2"]

@@ -162,3 +162,24 @@ def test_network_and_task_must_agree():
     network = tiny_model(num_classes=4).network
     with pytest.raises(ValueError, match="the network has 4 outputs; the task takes 1"):
         ms.StreamModel(network, Brightness())
+
+
+def test_answers_and_targets_are_put_into_words():
+    number, tree = torch.tensor([0.25, 12345.678]), {"mean": torch.ones(2), "top": torch.zeros(2)}
+    answers = Brightness().answers(number, number)
+    assert [answer.text for answer in answers] == ["output 0 0.25", "output 0 1.235e+04"]
+    assert {(answer.confidence, answer.is_right) for answer in answers} == {(None, None)}
+    assert Brightness().describe_target(number) == ["0.25", "1.235e+04"]
+    assert [answer.text for answer in TwoHeads().answers(tree, tree)] == ["mean 1"] * 2
+    assert TwoHeads().describe_target(tree) == ["", ""]
+    assert Brightness().describe_target(torch.ones(2, 5, 5)) == ["", ""]
+
+
+def test_samples_of_a_task_of_ones_own_are_shown():
+    model = tiny_model(task=Brightness())
+    rgb, depth, _ = easy_samples(3)
+    shown = model.show_samples([(rgb, depth, mean_of(rgb, depth))])
+    assert [sample.truth for sample in shown.samples] == [
+        f"{value:.4g}" for value in mean_of(rgb, depth).tolist()
+    ]
+    assert all(sample.answers[3].text.startswith("output 0 ") for sample in shown.samples)
