@@ -5,7 +5,7 @@ LINKS := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)")
 
 .PHONY: demo test lint clean
 
-demo: .venv/ready  ## Train with and without modality dropout, and compare
+demo: .venv/ready  ## Train as usual and with every subset of the sensors, and switch them off
 	$(BIN)/python examples/demo.py
 
 test: lint  ## Everything that has to hold
