@@ -11,7 +11,7 @@ from PIL import Image
 from manystream.evaluation.conditions import Robustness
 from manystream.evaluation.measurement import Subsets
 from manystream.evaluation.plots import plot_conditions, plot_costs, plot_curves, plot_subsets
-from manystream.evaluation.report import Run, verdicts, write_report
+from manystream.evaluation.report import Run, all_verdicts, verdicts, write_report
 from manystream.memory.cost import StepCost
 from manystream.tasks import Classification
 from manystream.training.history import History
@@ -291,6 +291,17 @@ def test_the_verdict_says_what_is_left_and_of_how_many_samples():
     ]
     first, _ = verdicts(make_run(), named=True)
     assert first.startswith("Without rgb, li_net3 keeps")
+
+
+def test_verdicts_on_several_runs_stand_by_stream():
+    alone = {"rgb": make_run().subsets["rgb"]}
+    single = make_run("rgb alone", subsets=Subsets(alone, alone, alone["rgb"]))
+    said = [" ".join(s.split()[:3]) for s in all_verdicts([make_run(), single, make_run("other")])]
+    assert said == [
+        *("Without rgb, li_net3", "Without rgb, other"),
+        *("Without depth, li_net3", "Without depth, other"),
+    ]
+    assert all_verdicts([make_run()]) == verdicts(make_run())
 
 
 def test_the_verdict_on_a_task_of_which_less_is_better():

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from io import BytesIO
+from itertools import zip_longest
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -87,7 +88,7 @@ def write_report(runs: Sequence[Run], folder: Path, title: str) -> Path:
         title=title,
         runs=runs,
         metric=first_quantity(runs)[1].title,
-        verdicts=[sentence for run in runs for sentence in verdicts(run, named=len(runs) > 1)],
+        verdicts=all_verdicts(runs),
         quantities=quantities,
         tables=subset_tables({run.name: run.subsets for run in runs}, quantities),
         speeds=_speeds(runs),
@@ -96,6 +97,12 @@ def write_report(runs: Sequence[Run], folder: Path, title: str) -> Path:
     )
     page.write_text(rendered, encoding="utf-8")
     return page
+
+
+def all_verdicts(runs: Sequence[Run]) -> list[str]:
+    """Say of one stream after the other what each run has left without it."""
+    of_runs = [verdicts(run, named=len(runs) > 1) for run in runs]
+    return [sentence for of_stream in zip_longest(*of_runs) for sentence in of_stream if sentence]
 
 
 def verdicts(run: Run, *, named: bool = False) -> list[str]:
