@@ -281,6 +281,15 @@ def test_curves_of_training_show_what_guessing_reaches():
     assert chance_levels(metric) == pytest.approx([1 / 12])
 
 
+def test_dropout_is_drawn_where_there_is_any():
+    titles = [axes.get_title() for axes in plot_curves([make_run()]).axes]
+    assert titles[3:] == ["modality dropout probability"]
+    without = make_run()
+    without.history["dropout_probability"] = [0.0, 0.0]
+    assert [axes.get_title() for axes in plot_curves([without]).axes] == titles[:3]
+    assert len(plot_curves([without, make_run()]).axes) == 4
+
+
 def test_the_verdict_says_what_is_left_and_of_how_many_samples():
     of_everything = (
         "of the mean class accuracy that it has with everything, on the same 412 samples"

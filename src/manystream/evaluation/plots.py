@@ -35,30 +35,33 @@ _CHANCE = "chance"
 
 
 def plot_curves(runs: Sequence[Run]) -> Figure:
-    """Draw loss, first metric, dropout probability and speed over the epochs of each run.
+    """Draw loss, first metric, speed, and dropout if there is any, over the epochs of each run.
 
     Validation is drawn solid, training dashed.
     """
     name, quantity = first_quantity(runs)
+    has_dropout = any(any(run.history["dropout_probability"]) for run in runs)
     figure = Figure(figsize=(13, 3.4), layout="constrained")
-    loss, metric, probability, speed = figure.subplots(1, 4)
+    loss, metric, speed, *others = figure.subplots(1, 3 + has_dropout)
     for run, color in zip(runs, cycle(COLORS), strict=False):
         if not run.history:  # an ensemble, whose members were trained
             continue
         _curve(loss, run, "loss", color)
         _curve(metric, run, name, color)
-        values = run.history["dropout_probability"]
-        probability.plot(range(1, len(values) + 1), values, color=color)
+        for probability in others:
+            values = run.history["dropout_probability"]
+            probability.plot(range(1, len(values) + 1), values, color=color)
         values = run.history.get("train_samples_per_second", [])
         speed.plot(range(1, len(values) + 1), values, color=color)
     _dress(loss, "loss")
     _dress(metric, quantity.title)
     _scale(metric, quantity, 1)
     _draw_chance(metric, quantity.chance)
-    _dress(probability, "modality dropout probability")
-    _scale(probability, _SHARE, 1)
     _dress(speed, "training samples per second")
-    for axes in (loss, metric, probability, speed):
+    for probability in others:
+        _dress(probability, "modality dropout probability")
+        _scale(probability, _SHARE, 1)
+    for axes in figure.axes:
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     speed.set_ylim(bottom=0)
