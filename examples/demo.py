@@ -1,7 +1,7 @@
 """Train two small RGB-D networks, switch their sensors off, and write a page on which to see it.
 
 One is trained as usual, with everything present; the other sees every sample with every subset of
-its sensors. A process trains each, about three minutes on two cores. Writes `demo/report.html`.
+its sensors. A process trains each, three to four minutes on two cores. Writes `demo/report.html`.
 """
 
 from concurrent.futures import ProcessPoolExecutor
