@@ -65,7 +65,7 @@ def train(name: str) -> Run:
     robust = model.evaluate_conditions(data.val, CONDITIONS, preprocessing=data.preprocessing)
     showcase = model.show_samples(data.val, preprocessing=data.preprocessing)
     config = {"scenes": SCENES, "image_size": IMAGE_SIZE, "fit": asdict(options)}
-    return Run(name, task, history, robust.subsets, config, None, robust, showcase)
+    return Run(name, task, history, robust.subsets, config, None, robust, showcase=showcase)
 
 
 def load_scenes() -> TrainingData:

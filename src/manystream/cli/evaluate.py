@@ -38,7 +38,9 @@ def evaluate(options: EvaluateOptions) -> None:
         config = plain(asdict(options))
         name = getattr(model.network, "layout", {}).get("family", "network")
         showcase = _showcase(model, loader)
-        run = Run(name, model.task, {}, robustness.subsets, config, None, robustness, showcase)
+        run = Run(
+            name, model.task, {}, robustness.subsets, config, None, robustness, showcase=showcase
+        )
         say(f"report: {write_report([run], out, f'manystream: {options.model} evaluated')}")
     else:
         loader = evaluation_loader(model, options.model, options.data)

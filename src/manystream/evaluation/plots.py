@@ -40,7 +40,7 @@ def plot_curves(runs: Sequence[Run]) -> Figure:
     Validation is drawn solid, training dashed.
     """
     name, quantity = first_quantity(runs)
-    has_dropout = any(any(run.history["dropout_probability"]) for run in runs)
+    has_dropout = any(any(run.history.get("dropout_probability", ())) for run in runs)
     figure = Figure(figsize=(13, 3.4), layout="constrained")
     loss, metric, speed, *others = figure.subplots(1, 3 + has_dropout)
     for run, color in zip(runs, cycle(COLORS), strict=False):
