@@ -1,13 +1,15 @@
 from copy import deepcopy
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
+from manystream.batch import StreamBatch
 from manystream.layers import StreamNormAct2d, SubsetNorms
 from manystream.models import StreamResNet
-from manystream.presence import Group, gray_rank
-from tests.builders import mask_of, random_images, small_resnet
+from manystream.presence import Group, Presence, Views, gray_rank
+from tests.builders import compact_batch, mask_of, random_images, small_resnet
 
 
 def seen_once(norms: SubsetNorms, *names: str) -> SubsetNorms:
@@ -121,3 +123,51 @@ def test_norms_stand_in_one_order_whatever_a_batch_has():
         rows = norms.of(groups)
         assert [norm for norm, _ in rows] == list(norms.children())
         assert [views.stop - views.start for _, views in rows].count(1) == len(subsets)
+
+
+class OwnNorm(nn.BatchNorm2d):
+    """A user's: the same numbers, but a class that we do not know."""
+
+
+def layer_and_batch(norm_layer, words):
+    mask = mask_of(words)
+    layer = StreamNormAct2d(
+        3, mask.shape[1], partial(SubsetNorms, num_streams=mask.shape[1], norm_layer=norm_layer)
+    ).double()
+    views = Views.with_subsets(Presence.from_mask(mask))
+    generator = torch.Generator().manual_seed(3)
+    z = torch.randn(views.num_views, 3, 5, 7, dtype=torch.float64, generator=generator)
+    batch = compact_batch(mask, 3)
+    return layer, StreamBatch(batch.streams, batch.presence, z.requires_grad_(), views=views)
+
+
+@pytest.mark.parametrize("words", ["11 11 11", "110 101 110"])
+@pytest.mark.parametrize("training", [True, False])
+def test_norms_of_another_class_have_their_own_rows_each(words, training):
+    found = []
+    for norm_layer in (nn.BatchNorm2d, OwnNorm):
+        layer, batch = layer_and_batch(norm_layer, words)
+        layer(batch)  # what was seen has statistics of its own
+        y = layer.train(training)(batch).integrated
+        y.sin().sum().backward()
+        of_norms = [p.grad for p in layer.integrated.parameters() if training or p.grad is not None]
+        found.append([y, batch.integrated.grad, *of_norms, *layer.integrated.buffers()])
+    torch.testing.assert_close(*found)
+
+
+def test_group_norms_have_their_own_rows_each():
+    layer, batch = layer_and_batch(lambda c: nn.GroupNorm(1, c), "11 11")
+    for number, norm in enumerate(layer.integrated.children()):
+        nn.init.constant_(norm.weight, float(number))
+    y = layer(batch).integrated
+    for number, (group, norm) in enumerate(
+        zip(batch.views.groups, layer.integrated.children(), strict=True)
+    ):
+        assert norm.weight[0] == number
+        torch.testing.assert_close(y[group.views], norm(batch.integrated[group.views]).relu())
+
+
+def test_norms_that_may_hang_are_refused():
+    network = nn.SyncBatchNorm.convert_sync_batchnorm(small_resnet(2, subset_norms=True))
+    with pytest.raises(ValueError, match=r"SyncBatchNorm, which hangs.*synchronise_norms"):
+        network.train()(random_images(mask_of("11 10")))

@@ -153,7 +153,7 @@ class StreamNormAct2d(nn.Module):
                 eps=norm.eps,
                 rebuild=self.rebuild,
             )
-        if isinstance(norm, nn.GroupNorm):
+        if isinstance(norm, nn.GroupNorm) and len(norms) == 1:
             return group_norm_act(
                 x,
                 norm.num_groups,
@@ -166,7 +166,7 @@ class StreamNormAct2d(nn.Module):
         if joint and len(norms) > 1:
             y = sync_batch_norm(x, _rows_of(norms, x), momentum=norm.momentum, eps=norm.eps)
         else:
-            y = norm(x)  # another norm is called as it is
+            y = _each_called(norms, x)  # another norm is called as it is
         # It may give what it was given, or what it needs itself: only a sum, or what we know, is
         # ours to change.
         y = y if residual is None else y + residual
@@ -270,6 +270,29 @@ def _rows_of(norms: Sequence[_NormRows], x: Tensor) -> list[BatchNormRows]:
         BatchNormRows(rows, _running(norm), *_affine(norm, x))
         for norm, rows in cast(Sequence[tuple[nn.BatchNorm2d, slice]], norms)
     ]
+
+
+def _each_called(norms: Sequence[_NormRows], x: Tensor) -> Tensor:
+    """What norms that we know nothing of give for their rows.
+
+    Raises:
+        ValueError: if one of several would wait for other processes, which may pass it over.
+    """
+    if len(norms) == 1:
+        y: Tensor = norms[0][0](x)
+        return y
+    if isinstance(norms[0][0], nn.SyncBatchNorm):
+        raise ValueError(
+            "a norm per subset is torch.nn.SyncBatchNorm, which hangs where a process lacks a "
+            "subset; use nn.BatchNorm2d, and manystream.layers.synchronise_norms for joint ones"
+        )
+    return torch.cat([_called(norm, x[rows]) for norm, rows in norms])
+
+
+def _called(norm: nn.Module, x: Tensor) -> Tensor:
+    """What a norm gives; without rows it is not called, and its gradients are zero."""
+    y: Tensor = norm(x) if len(x) else x + sum(p.sum() for p in norm.parameters())
+    return y
 
 
 def _move_statistics(norm: nn.Module, x: Tensor) -> None:
