@@ -6,7 +6,8 @@ from torchmetrics import MeanAbsoluteError, Metric, MetricCollection
 
 import manystream as ms
 from manystream.evaluation import EvaluationOptions
-from manystream.tasks import Task, load_task
+from manystream.presence import Presence, Views
+from manystream.tasks import StepLoss, Task, load_task
 from tests.builders import mask_of
 from tests.training.builders import CPU, dict_batches, easy_samples, tiny_model
 
@@ -162,3 +163,19 @@ def test_network_and_task_must_agree():
     network = tiny_model(num_classes=4).network
     with pytest.raises(ValueError, match="the network has 4 outputs; the task takes 1"):
         ms.StreamModel(network, Brightness())
+
+
+@pytest.mark.parametrize("parts", [(), (1,), (3,), (2, 2)])
+def test_a_loss_with_parts_is_their_mean_in_each_view(parts):
+    """As it is without views: (V, 1) times (V,) would be (V, V), and V times too large."""
+    views = Views.with_subsets(Presence.all_present(4, 2))
+    losses = torch.rand(views.num_views, *parts)
+    step = StepLoss(lambda output, target: losses)
+    torch.testing.assert_close(step(losses, losses, views), step(losses, losses))
+
+
+def test_losses_that_are_of_no_view_are_refused():
+    views = Views.with_subsets(Presence.all_present(4, 2))
+    step = StepLoss(lambda output, target: torch.ones(1))
+    with pytest.raises(ValueError, match=r"shape \(1,\); expected one per view, \(12,\)"):
+        step(torch.zeros(12, 1), torch.zeros(12), views)
