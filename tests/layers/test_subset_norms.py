@@ -171,3 +171,17 @@ def test_norms_that_may_hang_are_refused():
     network = nn.SyncBatchNorm.convert_sync_batchnorm(small_resnet(2, subset_norms=True))
     with pytest.raises(ValueError, match=r"SyncBatchNorm, which hangs.*synchronise_norms"):
         network.train()(random_images(mask_of("11 10")))
+
+
+def test_frozen_norms_train_as_they_evaluate():
+    """Fine-tuning often has the batch norms, and nothing else, in evaluation."""
+    layer, batch = layer_and_batch(nn.BatchNorm2d, "11 11")
+    layer.train()
+    for name, norm in layer.integrated.named_children():
+        norm.num_batches_tracked.fill_(int(name == "0_1"))
+        norm.running_mean.fill_(len(name))
+    for norm in layer.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.eval()
+    trained = layer(batch).integrated
+    torch.testing.assert_close(trained, layer.eval()(batch).integrated)
