@@ -185,3 +185,10 @@ def test_frozen_norms_train_as_they_evaluate():
             norm.eval()
     trained = layer(batch).integrated
     torch.testing.assert_close(trained, layer.eval()(batch).integrated)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_no_samples_have_no_logits(training):
+    network = small_resnet(2, subset_norms=True).train(training)
+    images = [x[:0] for x in random_images(mask_of("11"))]
+    assert network(images).shape == (0, 5)

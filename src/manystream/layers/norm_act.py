@@ -221,6 +221,7 @@ class SubsetNorms(nn.Module):
     def of(self, groups: Sequence[Group]) -> list[_NormRows]:
         """Give each group's norm and views; in training also norms without any, for their zeros."""
         if not any(norm.training for norm in self.children()):  # evaluation, or frozen ones
+            groups = groups or [Group(max(self._names), slice(0, 0))]  # a batch of no samples
             return [(self._seen_for(group.subset), group.views) for group in groups]
         views_of, norms, position = dict(groups), list[_NormRows](), 0
         for subset in self._names:  # in one order in all processes, which groups have too
