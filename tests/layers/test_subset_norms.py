@@ -192,3 +192,22 @@ def test_no_samples_have_no_logits(training):
     network = small_resnet(2, subset_norms=True).train(training)
     images = [x[:0] for x in random_images(mask_of("11"))]
     assert network(images).shape == (0, 5)
+
+
+def test_a_network_made_in_inference_mode_answers():
+    """Tensors made there have no versions; what was seen is read anew each time."""
+    with torch.inference_mode():
+        norms = seen_once(SubsetNorms(2, 2), "0_1")
+        assert answers(norms, 1) == "0_1"
+        assert answers(seen_once(norms, "0", "0_1"), 1) == "0"
+
+
+def test_exchanged_counters_are_read_anew():
+    """A new tensor may lie where an old one did."""
+    norms = SubsetNorms(2, 2).eval()
+    for _ in range(20):
+        for seen, name in ((1, "0"), (0, "0_1")):
+            for norm in norms.children():
+                del norm.num_batches_tracked
+                norm.register_buffer("num_batches_tracked", torch.tensor(seen))
+            assert answers(norms, 1) == name

@@ -216,7 +216,7 @@ class SubsetNorms(nn.Module):
         }
         for name in self._names.values():
             self.add_module(name, norm_layer(num_features))
-        self._known: tuple[Any, set[int]] = (None, set())
+        self._known: tuple[list[tuple[Tensor, int]], set[int]] = ([], set())
 
     def of(self, groups: Sequence[Group]) -> list[_NormRows]:
         """Give each group's norm and views; in training also norms without any, for their zeros."""
@@ -243,11 +243,14 @@ class SubsetNorms(nn.Module):
     def _seen(self) -> set[int]:
         """The subsets that have moved their statistics, read anew where these may have changed."""
         counts = [cast(Tensor, norm.num_batches_tracked) for norm in self.children()]
-        state = [(id(count), count._version) for count in counts]
-        if state != self._known[0]:
+        known, seen = self._known
+        if not known or not all(map(_is_unchanged, counts, known)):
             moved = torch.stack(counts).tolist()
-            self._known = state, {s for s, n in zip(self._names, moved, strict=True) if n > 0}
-        return self._known[1]
+            seen = {s for s, n in zip(self._names, moved, strict=True) if n > 0}
+            # Tensors that are held leave their address to no other; inference counts no versions.
+            unsure = any(count.is_inference() for count in counts)
+            self._known = [] if unsure else [(count, count._version) for count in counts], seen
+        return seen
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *arguments: Any
@@ -261,6 +264,12 @@ class SubsetNorms(nn.Module):
 
 
 _MOST_STREAMS = 8
+
+
+def _is_unchanged(tensor: Tensor, known: tuple[Tensor, int]) -> bool:
+    """Whether this is the known tensor, in the version that was read."""
+    return tensor is known[0] and tensor._version == known[1]
+
 
 _NormRows = tuple[nn.Module, slice]
 """A norm, and the rows that it normalises."""
