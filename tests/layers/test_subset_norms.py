@@ -211,3 +211,12 @@ def test_exchanged_counters_are_read_anew():
                 del norm.num_batches_tracked
                 norm.register_buffer("num_batches_tracked", torch.tensor(seen))
             assert answers(norms, 1) == name
+
+
+def test_the_state_of_one_norm_is_assigned_to_all_as_copies():
+    norms = SubsetNorms(3, 2)
+    norms.load_state_dict(nn.BatchNorm2d(3).state_dict(), assign=True)
+    tensors = list(norms.state_dict().values())
+    assert len({t.data_ptr() for t in tensors}) == len(tensors)
+    norms.train().get_submodule("0")(torch.randn(4, 3, 2, 2))
+    assert [int(norm.num_batches_tracked) for norm in norms.children()] == [1, 0, 0]

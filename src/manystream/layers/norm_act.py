@@ -259,7 +259,8 @@ class SubsetNorms(nn.Module):
             if f"{prefix}{key}" in state_dict:
                 value = state_dict.pop(f"{prefix}{key}")
                 for name in self._names.values():
-                    state_dict[f"{prefix}{name}.{key}"] = value
+                    # A copy for each, which load_state_dict(assign=True) takes as it is.
+                    state_dict[f"{prefix}{name}.{key}"] = value.detach().clone()
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 
