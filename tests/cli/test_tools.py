@@ -85,3 +85,11 @@ def test_compare_takes_modality_dropout_from_a_stream_alone(tmp_path) -> None:
     families = ("--families", "[single_stream]", "--data.streams=[rgb]")
     assert status("compare", "--out", out, *families, *SCENES, *QUICK, *words) == 0
     assert json.loads((out / "subsets.json").read_text()).keys() == {"rgb alone"}
+
+
+def test_compare_takes_subsets_from_a_stream_alone(tmp_path) -> None:
+    words = ("--fit.subsets", "all", "--fit.subset_weights", "{rgb: 2}")
+    out = tmp_path / "compared"
+    assert (
+        status("compare", "--out", out, "--families=[single_stream]", *SCENES, *QUICK, *words) == 0
+    )

@@ -56,7 +56,8 @@ def _run(name: str, family: str, data: TrainingData, options: CompareOptions, fo
     fit = options.fit
     if len(data.in_channels) == 1:  # there is no other stream to survive on
         off: dict[str, Any] = {"subset_accuracy_every": 0, "freeze_patience": None}
-        fit = replace(fit, **dropout_off(), **off, balance_penalty=0.0)
+        off |= {"subsets": None, "subset_weights": {}, "balance_penalty": 0.0}
+        fit = replace(fit, **dropout_off(), **off)
     history = model.fit(data.train, data.val, fit, out_dir=folder)
     subsets = model.evaluate_subsets(data.val, accelerator=fit.accelerator)
     batch = next(iter(data.train)).to(device_of(fit.accelerator))
