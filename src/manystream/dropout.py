@@ -233,7 +233,7 @@ def subset_views(
 
     Raises:
         ValueError: if there is one stream only, the number is out of its range, or a subset does
-            not exist.
+            not exist or is named twice.
 
     Example:
         >>> see = subset_views(["rgb", "depth"], "all")
@@ -252,6 +252,11 @@ def subset_views(
             f"{', '.join(stream_names)}"
         )
     numbered = {subset_bits(name, stream_names): w for name, w in (weights or {}).items()}
+    if len(numbered) < len(weights or {}):
+        raise ValueError(
+            f"subset_weights names a subset twice: {', '.join(weights or {})}; expected each once, "
+            "its streams in any order"
+        )
     per_sample = None if subsets == "all" else subsets
     return partial(Views.with_subsets, per_sample=per_sample, weights=numbered)
 

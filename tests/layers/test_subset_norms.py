@@ -1,13 +1,15 @@
 from copy import deepcopy
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
+from manystream.batch import StreamBatch
 from manystream.layers import StreamNormAct2d, SubsetNorms
 from manystream.models import StreamResNet
-from manystream.presence import Group, gray_rank
-from tests.builders import mask_of, random_images, small_resnet
+from manystream.presence import Group, Presence, Views, gray_rank
+from tests.builders import compact_batch, mask_of, random_images, small_resnet
 
 
 def seen_once(norms: SubsetNorms, *names: str) -> SubsetNorms:
@@ -121,3 +123,100 @@ def test_norms_stand_in_one_order_whatever_a_batch_has():
         rows = norms.of(groups)
         assert [norm for norm, _ in rows] == list(norms.children())
         assert [views.stop - views.start for _, views in rows].count(1) == len(subsets)
+
+
+class OwnNorm(nn.BatchNorm2d):
+    """A user's: the same numbers, but a class that we do not know."""
+
+
+def layer_and_batch(norm_layer, words):
+    mask = mask_of(words)
+    layer = StreamNormAct2d(
+        3, mask.shape[1], partial(SubsetNorms, num_streams=mask.shape[1], norm_layer=norm_layer)
+    ).double()
+    views = Views.with_subsets(Presence.from_mask(mask))
+    generator = torch.Generator().manual_seed(3)
+    z = torch.randn(views.num_views, 3, 5, 7, dtype=torch.float64, generator=generator)
+    batch = compact_batch(mask, 3)
+    return layer, StreamBatch(batch.streams, batch.presence, z.requires_grad_(), views=views)
+
+
+@pytest.mark.parametrize("words", ["11 11 11", "110 101 110"])
+@pytest.mark.parametrize("training", [True, False])
+def test_norms_of_another_class_have_their_own_rows_each(words, training):
+    found = []
+    for norm_layer in (nn.BatchNorm2d, OwnNorm):
+        layer, batch = layer_and_batch(norm_layer, words)
+        layer(batch)  # what was seen has statistics of its own
+        y = layer.train(training)(batch).integrated
+        y.sin().sum().backward()
+        of_norms = [p.grad for p in layer.integrated.parameters() if training or p.grad is not None]
+        found.append([y, batch.integrated.grad, *of_norms, *layer.integrated.buffers()])
+    torch.testing.assert_close(*found)
+
+
+def test_group_norms_have_their_own_rows_each():
+    layer, batch = layer_and_batch(lambda c: nn.GroupNorm(1, c), "11 11")
+    for number, norm in enumerate(layer.integrated.children()):
+        nn.init.constant_(norm.weight, float(number))
+    y = layer(batch).integrated
+    for number, (group, norm) in enumerate(
+        zip(batch.views.groups, layer.integrated.children(), strict=True)
+    ):
+        assert norm.weight[0] == number
+        torch.testing.assert_close(y[group.views], norm(batch.integrated[group.views]).relu())
+
+
+def test_norms_that_may_hang_are_refused():
+    network = nn.SyncBatchNorm.convert_sync_batchnorm(small_resnet(2, subset_norms=True))
+    with pytest.raises(ValueError, match=r"SyncBatchNorm, which hangs.*synchronise_norms"):
+        network.train()(random_images(mask_of("11 10")))
+
+
+def test_frozen_norms_train_as_they_evaluate():
+    """Fine-tuning often has the batch norms, and nothing else, in evaluation."""
+    layer, batch = layer_and_batch(nn.BatchNorm2d, "11 11")
+    layer.train()
+    for name, norm in layer.integrated.named_children():
+        norm.num_batches_tracked.fill_(int(name == "0_1"))
+        norm.running_mean.fill_(len(name))
+    for norm in layer.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.eval()
+    trained = layer(batch).integrated
+    torch.testing.assert_close(trained, layer.eval()(batch).integrated)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_no_samples_have_no_logits(training):
+    network = small_resnet(2, subset_norms=True).train(training)
+    images = [x[:0] for x in random_images(mask_of("11"))]
+    assert network(images).shape == (0, 5)
+
+
+def test_a_network_made_in_inference_mode_answers():
+    """Tensors made there have no versions; what was seen is read anew each time."""
+    with torch.inference_mode():
+        norms = seen_once(SubsetNorms(2, 2), "0_1")
+        assert answers(norms, 1) == "0_1"
+        assert answers(seen_once(norms, "0", "0_1"), 1) == "0"
+
+
+def test_exchanged_counters_are_read_anew():
+    """A new tensor may lie where an old one did."""
+    norms = SubsetNorms(2, 2).eval()
+    for _ in range(20):
+        for seen, name in ((1, "0"), (0, "0_1")):
+            for norm in norms.children():
+                del norm.num_batches_tracked
+                norm.register_buffer("num_batches_tracked", torch.tensor(seen))
+            assert answers(norms, 1) == name
+
+
+def test_the_state_of_one_norm_is_assigned_to_all_as_copies():
+    norms = SubsetNorms(3, 2)
+    norms.load_state_dict(nn.BatchNorm2d(3).state_dict(), assign=True)
+    tensors = list(norms.state_dict().values())
+    assert len({t.data_ptr() for t in tensors}) == len(tensors)
+    norms.train().get_submodule("0")(torch.randn(4, 3, 2, 2))
+    assert [int(norm.num_batches_tracked) for norm in norms.children()] == [1, 0, 0]

@@ -6,9 +6,10 @@ from torchmetrics import MeanAbsoluteError, Metric, MetricCollection
 
 import manystream as ms
 from manystream.evaluation import EvaluationOptions
-from manystream.tasks import Task, load_task
+from manystream.presence import Presence, Views
+from manystream.tasks import StepLoss, Task, load_task
 from tests.builders import mask_of
-from tests.training.builders import CPU, dict_batches, easy_samples, tiny_model
+from tests.training.builders import CPU, dict_batches, easy_samples, tiny_model, tuple_batches
 
 
 class Brightness(Task):
@@ -183,3 +184,42 @@ def test_samples_of_a_task_of_ones_own_are_shown():
         f"{value:.4g}" for value in mean_of(rgb, depth).tolist()
     ]
     assert all(sample.answers[3].text.startswith("output 0 ") for sample in shown.samples)
+
+
+@pytest.mark.parametrize("parts", [(), (1,), (3,), (2, 2)])
+def test_a_loss_with_parts_is_their_mean_in_each_view(parts):
+    """As it is without views: (V, 1) times (V,) would be (V, V), and V times too large."""
+    views = Views.with_subsets(Presence.all_present(4, 2))
+    losses = torch.rand(views.num_views, *parts)
+    step = StepLoss(lambda output, target: losses)
+    torch.testing.assert_close(step(losses, losses, views), step(losses, losses))
+
+
+def test_losses_that_are_of_no_view_are_refused():
+    views = Views.with_subsets(Presence.all_present(4, 2))
+    step = StepLoss(lambda output, target: torch.ones(1))
+    with pytest.raises(ValueError, match=r"shape \(1,\); expected one per view, \(12,\)"):
+        step(torch.zeros(12, 1), torch.zeros(12), views)
+
+
+@pytest.mark.parametrize("subsets", [None, "all"])
+def test_a_loss_that_is_one_number_is_validated(subsets):
+    data = [(rgb, depth, rgb.mean((1, 2, 3))) for rgb, depth, _ in tuple_batches(16)]
+    options = {"epochs": 1, "learning_rate": 1e-3, "subsets": subsets, **CPU}
+    each = tiny_model(task=Brightness()).fit(data, data, **options)
+    mean = tiny_model(task=MeanLoss()).fit(data, data, **options)
+    assert mean["val_loss"] == pytest.approx(each["val_loss"], rel=1e-5)
+
+
+def test_a_loss_with_parts_is_validated():
+    class Column(Brightness):
+        name = "column"
+
+        def loss(self, output, target):
+            return (output - target[:, None]).square()
+
+    data = [(rgb, depth, rgb.mean((1, 2, 3))) for rgb, depth, _ in tuple_batches(16)]
+    each = tiny_model(task=Brightness()).fit(data, data, epochs=1, subsets="all", **CPU)
+    column = tiny_model(task=Column()).fit(data, data, epochs=1, subsets="all", **CPU)
+    assert column["train_loss"] == pytest.approx(each["train_loss"], rel=1e-5)
+    assert column["val_loss"] == pytest.approx(each["val_loss"], rel=1e-5)

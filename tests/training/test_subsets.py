@@ -173,6 +173,14 @@ def test_options_that_make_no_sense_are_refused(options, message):
             "subset 'rgb [+] dept' names stream 'dept'; the network's streams are rgb, depth; did "
             "you mean depth",
         ),
+        (
+            {"subsets": "auto", "modality_dropout": True, "subset_weights": {"rgb": 2.0}},
+            "subsets is 'auto', which here trains the full set alone, so nothing would use it",
+        ),
+        (
+            {"subsets": "all", "subset_weights": {"rgb + depth": 2.0, "depth + rgb": 1.0}},
+            "names a subset twice: rgb [+] depth, depth [+] rgb; expected each once",
+        ),
     ],
 )
 def test_options_that_do_not_fit_the_streams_are_refused_before_training(changes, message):

@@ -153,7 +153,7 @@ class StreamNormAct2d(nn.Module):
                 eps=norm.eps,
                 rebuild=self.rebuild,
             )
-        if isinstance(norm, nn.GroupNorm):
+        if isinstance(norm, nn.GroupNorm) and len(norms) == 1:
             return group_norm_act(
                 x,
                 norm.num_groups,
@@ -166,7 +166,7 @@ class StreamNormAct2d(nn.Module):
         if joint and len(norms) > 1:
             y = sync_batch_norm(x, _rows_of(norms, x), momentum=norm.momentum, eps=norm.eps)
         else:
-            y = norm(x)  # another norm is called as it is
+            y = _each_called(norms, x)  # another norm is called as it is
         # It may give what it was given, or what it needs itself: only a sum, or what we know, is
         # ours to change.
         y = y if residual is None else y + residual
@@ -216,11 +216,12 @@ class SubsetNorms(nn.Module):
         }
         for name in self._names.values():
             self.add_module(name, norm_layer(num_features))
-        self._known: tuple[Any, set[int]] = (None, set())
+        self._known: tuple[list[tuple[Tensor, int]], set[int]] = ([], set())
 
     def of(self, groups: Sequence[Group]) -> list[_NormRows]:
         """Give each group's norm and views; in training also norms without any, for their zeros."""
-        if not self.training:
+        if not any(norm.training for norm in self.children()):  # evaluation, or frozen ones
+            groups = groups or [Group(max(self._names), slice(0, 0))]  # a batch of no samples
             return [(self._seen_for(group.subset), group.views) for group in groups]
         views_of, norms, position = dict(groups), list[_NormRows](), 0
         for subset in self._names:  # in one order in all processes, which groups have too
@@ -242,11 +243,14 @@ class SubsetNorms(nn.Module):
     def _seen(self) -> set[int]:
         """Return the subsets whose statistics have moved, read anew where they may have."""
         counts = [cast(Tensor, norm.num_batches_tracked) for norm in self.children()]
-        state = [(id(count), count._version) for count in counts]
-        if state != self._known[0]:
+        known, seen = self._known
+        if not known or not all(map(_is_unchanged, counts, known)):
             moved = torch.stack(counts).tolist()
-            self._known = state, {s for s, n in zip(self._names, moved, strict=True) if n > 0}
-        return self._known[1]
+            seen = {s for s, n in zip(self._names, moved, strict=True) if n > 0}
+            # Tensors that are held leave their address to no other; inference counts no versions.
+            unsure = any(count.is_inference() for count in counts)
+            self._known = [] if unsure else [(count, count._version) for count in counts], seen
+        return seen
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *arguments: Any
@@ -255,11 +259,18 @@ class SubsetNorms(nn.Module):
             if f"{prefix}{key}" in state_dict:
                 value = state_dict.pop(f"{prefix}{key}")
                 for name in self._names.values():
-                    state_dict[f"{prefix}{name}.{key}"] = value
+                    # A copy for each, which load_state_dict(assign=True) takes as it is.
+                    state_dict[f"{prefix}{name}.{key}"] = value.detach().clone()
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 
 _MOST_STREAMS = 8
+
+
+def _is_unchanged(tensor: Tensor, known: tuple[Tensor, int]) -> bool:
+    """Whether this is the known tensor, in the version that was read."""
+    return tensor is known[0] and tensor._version == known[1]
+
 
 _NormRows = tuple[nn.Module, slice]
 """A norm, and the rows that it normalises."""
@@ -270,6 +281,29 @@ def _rows_of(norms: Sequence[_NormRows], x: Tensor) -> list[BatchNormRows]:
         BatchNormRows(rows, _running(norm), *_affine(norm, x))
         for norm, rows in cast(Sequence[tuple[nn.BatchNorm2d, slice]], norms)
     ]
+
+
+def _each_called(norms: Sequence[_NormRows], x: Tensor) -> Tensor:
+    """What norms that we know nothing of give for their rows.
+
+    Raises:
+        ValueError: if one of several would wait for other processes, which may pass it over.
+    """
+    if len(norms) == 1:
+        y: Tensor = norms[0][0](x)
+        return y
+    if isinstance(norms[0][0], nn.SyncBatchNorm):
+        raise ValueError(
+            "a norm per subset is torch.nn.SyncBatchNorm, which hangs where a process lacks a "
+            "subset; use nn.BatchNorm2d, and manystream.layers.synchronise_norms for joint ones"
+        )
+    return torch.cat([_called(norm, x[rows]) for norm, rows in norms])
+
+
+def _called(norm: nn.Module, x: Tensor) -> Tensor:
+    """What a norm gives; without rows it is not called, and its gradients are zero."""
+    y: Tensor = norm(x) if len(x) else x + sum(p.sum() for p in norm.parameters())
+    return y
 
 
 def _move_statistics(norm: nn.Module, x: Tensor) -> None:

@@ -240,12 +240,21 @@ class StepLoss(nn.Module):
 
         Returns:
             Shape ().
+
+        Raises:
+            ValueError: if there are neither as many losses as views, nor one.
         """
         losses = self.losses(output, target)
         if views is None:
             return losses.mean()
         if losses.dim():
-            return losses.mul(views.weight).sum()
+            if len(losses) != views.num_views:
+                raise ValueError(
+                    f"the loss gives shape {tuple(losses.shape)}; expected one per view, "
+                    f"({views.num_views},), or their mean, ()"
+                )
+            # A loss may have parts, of several outputs or of one, that a product would spread out.
+            return losses.reshape(len(losses), -1).mean(dim=1).mul(views.weight).sum()
         of_groups = [
             self.losses(output[group.views], map_target(itemgetter(group.views), target))
             * views.weight[group.views].sum()

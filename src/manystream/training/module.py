@@ -121,7 +121,9 @@ class TrainingModule(pl.LightningModule):
         output = self.network(batch)
         loss = self.task.loss(output, batch.target)
         names = batch.ids or [f"number {b} of batch {batch_idx}" for b in range(len(batch))]
-        self._val_finite.append((loss.isfinite(), names))
+        # A mean is of all samples alike.
+        finite = loss.isfinite().expand(len(batch)) if loss.dim() == 0 else loss.isfinite()
+        self._val_finite.append((finite.reshape(len(batch), -1).all(dim=1), names))
         self._measure(self.val_metrics, batch, output, loss.mean())
         num_samples = float(len(batch))
         self.log("val_num_samples", num_samples, reduce_fx="sum", batch_size=1, sync_dist=True)

@@ -237,6 +237,12 @@ class FitOptions:
             few = 2 <= len(stream_names) <= _MOST_STREAMS_OF_AUTO
             subsets = "all" if few and not self.modality_dropout else None
         if subsets is None:
+            if self.subset_weights:
+                raise ValueError(
+                    f"subset_weights is {self.subset_weights}, but subsets is 'auto', which here "
+                    "trains the full set alone, so nothing would use it; set subsets to 'all', or "
+                    "leave subset_weights out"
+                )
             return None
         from manystream.dropout import subset_views
 
