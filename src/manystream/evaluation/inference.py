@@ -104,6 +104,8 @@ def read(
 ) -> Iterator[StreamBatch]:
     """Bring a loader's batches to a device, checked and compact; empty ones are left out.
 
+    Images are given the dtype of the network's weights.
+
     Args:
         network: whose streams the batches have.
         loader: batches as :func:`manystream.batch.read_batch` takes them.
@@ -111,12 +113,13 @@ def read(
         task: whose targets they must have; None asks for none.
         progress: whether to show a progress bar.
     """
+    dtype = next(network.parameters()).dtype  # float64, say, after a run with precision 64-true
     for batch in track(loader, "evaluating", transient=True, disable=not progress):
         compact = read_batch(batch, network.in_channels)
         if len(compact):
             if task is not None:
                 task.check_target(compact.target, len(compact), compact.ids)
-            yield compact.to(device)
+            yield compact.map(lambda x: x.to(dtype)).to(device)
 
 
 def answer(network: StreamNetwork, batch: StreamBatch) -> Tensor:
