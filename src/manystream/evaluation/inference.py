@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map
 
 from manystream.batch import StreamBatch, read_batch
 from manystream.models import StreamNetwork
+from manystream.models.network import check_answers_by_view
 from manystream.presence import Views
 from manystream.tasks import Task
 
@@ -156,8 +157,10 @@ def answers_by_subset(network: StreamNetwork, batch: StreamBatch) -> dict[int, S
         there.
 
     Raises:
-        ValueError: if the network does not give a row for each view of the batch.
+        ValueError: if the network does not give a row for each view of the batch, or cannot be
+            asked to.
     """
+    check_answers_by_view(network)
     views = Views.with_subsets(batch.presence)
     on_device = views.to(batch.streams[0].device)
     with torch.inference_mode():
