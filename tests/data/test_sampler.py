@@ -72,6 +72,20 @@ def test_each_batch_has_its_share_of_every_pattern(world_size):
     assert not sampler.stratified
 
 
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_patterns_that_take_turns_come_to_every_process(world_size):
+    """In an order 10, 11, 10, 11, … every second sample is of one pattern."""
+    sampler = StreamBatchSampler(mask_of(" ".join(["10"] * 48 + ["11"] * 47)), 8, shuffle=True)
+    loader, seen = DataLoader(range(95), batch_sampler=sampler), []
+    for rank in range(world_size):
+        with stratified(loader), shared(loader, rank, world_size):
+            batches = list(sampler)
+        for batch in batches[:-1]:
+            assert abs(sum(all(key.kept) for key in batch) - 4) <= 1
+        seen += [key.index for batch in batches for key in batch]
+    assert len(set(seen)) == len(seen) >= 95 - world_size
+
+
 def test_a_stratified_order_holds_every_sample_once_and_is_drawn_anew():
     sampler = StreamBatchSampler(mask_of("11 10 11 01 11 11"), 4, shuffle=True)
     sampler.stratified = True

@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from manystream.evaluation.inference import answers_by_subset, in_parts
-from manystream.models import StreamNetwork
+from manystream.model import StreamModel
+from manystream.models import StreamNetwork, StreamResNet
+from manystream.tasks import Classification
 from tests.builders import (
     INTEGRATED_FAMILIES,
     compact_batch,
@@ -17,6 +19,7 @@ from tests.builders import (
     small_resnet,
     with_absent,
 )
+from tests.training.builders import CPU, tuple_batches
 
 SHARING = (*INTEGRATED_FAMILIES, "late_fusion")
 
@@ -79,6 +82,28 @@ def test_a_network_that_gives_no_row_for_each_view_is_told():
     batch = compact_batch(mask_of("11 11")).map(torch.Tensor.float)
     with pytest.raises(ValueError, match=r"Blind.forward_batch gives 2 rows; .* batch's 6 views"):
         answers_by_subset(Blind(), batch)
+
+
+class FullOnly(StreamResNet):
+    """A network whose user gave it a ``forward`` before there were views."""
+
+    def forward(self, inputs, present=None, *, blanked_mask=None):
+        return 2 * super().forward(inputs, present, blanked_mask=blanked_mask)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda model, data: model.evaluate_subsets(data, accelerator="cpu"),
+        lambda model, data: model.fit(data, None, epochs=1, subsets="all", **CPU),
+    ],
+)
+def test_a_network_that_cannot_be_asked_for_views_is_told(use):
+    sizes = {"layers": (1, 1, 1, 1), "widths": (4, 4, 4, 4)}
+    network = FullOnly(in_channels={"rgb": 3, "depth": 1}, num_classes=3, **sizes)
+    data = tuple_batches(8)
+    with pytest.raises(ValueError, match=r"FullOnly.forward does not take by_view.*forward_batch"):
+        use(StreamModel(network, Classification(3)), data)
 
 
 @torch.no_grad()

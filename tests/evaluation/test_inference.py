@@ -112,3 +112,12 @@ def test_a_device_that_is_not_here(model, accelerator):
         ValueError, match=rf"accelerator is '{accelerator}'; expected one of auto, cpu"
     ):
         model.predict(tuple_batches(8), accelerator=accelerator)
+
+
+def test_a_network_that_trained_in_double_precision_is_measured():
+    data = dict_batches(tuple_batches(16), mask_of("11 10 11 01 11 11 10 01"))
+    model = tiny_model(subset_norms=True)
+    model.fit(data, data, epochs=1, precision="64-true", subsets="all", **CPU)
+    measured = model.evaluate_subsets(data, accelerator="cpu")
+    assert measured.as_they_come == model.evaluate(data, accelerator="cpu")
+    assert model.predict(data, accelerator="cpu").shape == (16, 3)

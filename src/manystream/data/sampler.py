@@ -87,7 +87,7 @@ class StreamBatchSampler(Sampler[list[SampleKey]]):
         start, self.start = self.start, 0
         together = self._order().split(self.batch_size * self.world_size)
         for joined in together[start : len(self)]:
-            indices = joined[self.rank :: self.world_size]
+            indices = self._own(joined)
             kept = self.present[indices]
             kept = kept if self.select is None else self.select(kept)
             batch = [
@@ -97,6 +97,12 @@ class StreamBatchSampler(Sampler[list[SampleKey]]):
             ]
             if batch:
                 yield batch
+
+    def _own(self, joined: Tensor) -> Tensor:
+        """This process's part of what all get in a step; a first process may have one more."""
+        if self.stratified:  # where patterns take turns, every second sample would be of one alone
+            return joined.tensor_split(self.world_size)[self.rank]
+        return joined[self.rank :: self.world_size]
 
     def _order(self) -> Tensor:
         order = torch.arange(len(self.present))

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map
 
 from manystream.batch import StreamBatch, read_batch
 from manystream.models import StreamNetwork
+from manystream.models.network import check_answers_by_view
 from manystream.presence import Views
 from manystream.tasks import Task
 
@@ -104,6 +105,8 @@ def read(
 ) -> Iterator[StreamBatch]:
     """Bring a loader's batches to a device, checked and compact; empty ones are left out.
 
+    Images are given the dtype of the network's weights.
+
     Args:
         network: whose streams the batches have.
         loader: batches as :func:`manystream.batch.read_batch` takes them.
@@ -111,12 +114,13 @@ def read(
         task: whose targets they must have; None asks for none.
         progress: whether to show a progress bar.
     """
+    dtype = next(network.parameters()).dtype  # float64, say, after a run with precision 64-true
     for batch in track(loader, "evaluating", transient=True, disable=not progress):
         compact = read_batch(batch, network.in_channels)
         if len(compact):
             if task is not None:
                 task.check_target(compact.target, len(compact), compact.ids)
-            yield compact.to(device)
+            yield compact.map(lambda x: x.to(dtype)).to(device)
 
 
 def answer(network: StreamNetwork, batch: StreamBatch) -> Tensor:
@@ -153,8 +157,10 @@ def answers_by_subset(network: StreamNetwork, batch: StreamBatch) -> dict[int, S
         there.
 
     Raises:
-        ValueError: if the network does not give a row for each view of the batch.
+        ValueError: if the network does not give a row for each view of the batch, or cannot be
+            asked to.
     """
+    check_answers_by_view(network)
     views = Views.with_subsets(batch.presence)
     on_device = views.to(batch.streams[0].device)
     with torch.inference_mode():

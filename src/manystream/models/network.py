@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from inspect import Parameter, signature
 from typing import Any
 
 import torch
@@ -135,3 +136,18 @@ class StreamNetwork(nn.Module):
             raise ValueError(
                 f"the batch has streams of {came} channels; this model expects {self.in_channels}"
             )
+
+
+def check_answers_by_view(network: StreamNetwork) -> None:
+    """Refuse a network that can be asked for its full views only.
+
+    Raises:
+        ValueError: if its class has a ``forward`` of its own that does not take ``by_view``.
+    """
+    takes = signature(network.forward).parameters
+    if "by_view" not in takes and not any(p.kind is Parameter.VAR_KEYWORD for p in takes.values()):
+        raise ValueError(
+            f"{type(network).__name__}.forward does not take by_view, with which a network answers "
+            "for every subset of the streams at once; override forward_batch in its place, or take "
+            "by_view as StreamNetwork.forward does"
+        )

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from manystream.data.sampler import select_before_reading, shared, stratified
 from manystream.models import StreamNetwork
 from manystream.models.inspection import BalancePenalty
+from manystream.models.network import check_answers_by_view
 from manystream.tasks import StepLoss, Task
 from manystream.training.callbacks.freezing import StreamFreezing
 from manystream.training.callbacks.loss_guard import LossGuard
@@ -154,7 +155,8 @@ def check_against_network(
     monitor = options.monitored(task)
     check_multipliers(network, options.learning_rate_multipliers)
     make_loss(task, options, train_loader)
-    options.make_views(network.stream_names)
+    if options.make_views(network.stream_names) is not None:
+        check_answers_by_view(network)
     check_loggers(options.loggers)
     if options.balance_penalty > 0:
         BalancePenalty(network)
