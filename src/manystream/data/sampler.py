@@ -44,8 +44,8 @@ class StreamBatchSampler(Sampler[list[SampleKey]]):
     Attributes:
         select: which streams the samples of a batch keep; a sample that keeps none is left out.
             None keeps all.
-        stratified: whether each batch has its share of every pattern of streams, give or take one
-            sample, so that the numbers of rows seldom change from batch to batch.
+        stratified: whether each batch has about its share of every pattern of streams, so that the
+            numbers of rows seldom change from batch to batch.
         epoch: the epoch, set by the training loop.
         start: batches that the next pass leaves out, for a run that goes on within an epoch.
         rank: number of this process among those that train together; see :func:`shared`.
