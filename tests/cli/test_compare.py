@@ -130,7 +130,8 @@ def test_whole_training_samples_train_a_filled_network_as_plain(tmp_path, capsys
     assert not (out / "mean_imputation").exists()
 
 
-def test_compare_trains_every_family_and_reports(tmp_path, capsys) -> None:
+def test_compare_trains_every_family_and_reports(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(output.console, "width", 200)  # else words of the table are broken
     out = tmp_path / "compared"
     families = "[li_net3, early_fusion, single_stream]"
     assert status("compare", "--out", out, "--families", families, *SCENES, *QUICK) == 0
