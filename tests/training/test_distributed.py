@@ -142,7 +142,6 @@ def test_every_memory_mode_gives_the_same_bits(separate_steps, name, block):
 @pytest.mark.parametrize(
     ("changes", "layout"),
     [
-        ({}, {}),
         ({}, {"count": 27}),
         ({"subsets": "all"}, {"subset_norms": True, "count": 29}),
     ],
