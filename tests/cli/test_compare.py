@@ -18,6 +18,8 @@ from manystream.training import FitOptions
 from tests.cli.test_main import QUICK, SCENES, status, table
 from tests.data.builders import noise, write_image
 
+pytestmark = pytest.mark.xdist_group("compare")  # what is trained is used by all of one worker
+
 FAST = (*QUICK, "--fit.epochs=1")
 SUBSETS = ["rgb + depth", "rgb", "depth"]
 
