@@ -144,9 +144,9 @@ def train_and_test(
     seed, name, fold = job
     training, data = TRAININGS[name], truth(path)
     torch.set_num_threads(1)
-    tested = np.flatnonzero(data["fold"] == fold)
     mine = [STREAMS.index(s) for s in training.streams]
     present = np.ones_like(data["present"]) if training.filled else data["present"]
+    tested = np.flatnonzero((data["fold"] == fold) & present[:, mine].any(axis=1))
     images = np.where(data["present"][:, None, None, :], data["images"], 0)
     table = ms.data.arrays(
         {STREAMS[m]: np.ascontiguousarray(images[..., m]) for m in mine},
