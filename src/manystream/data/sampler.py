@@ -99,7 +99,7 @@ class StreamBatchSampler(Sampler[list[SampleKey]]):
                 yield batch
 
     def _own(self, joined: Tensor) -> Tensor:
-        """This process's part of what all get in a step; a first process may have one more."""
+        """Return this process's part of what all get in a step; the first may have one more."""
         if self.stratified:  # where patterns take turns, every second sample would be of one alone
             return joined.tensor_split(self.world_size)[self.rank]
         return joined[self.rank :: self.world_size]
@@ -138,15 +138,8 @@ def select_before_reading(loader: Iterable[Any], select: Selection | None) -> It
         loader: batches.
         select: what the samples of a batch keep; None keeps all.
     """
-    sampler = own_sampler(loader)
-    if sampler is None:
+    with _changed(loader, "select", select):
         yield
-        return
-    before, sampler.select = sampler.select, select
-    try:
-        yield
-    finally:
-        sampler.select = before
 
 
 @contextmanager
@@ -158,15 +151,23 @@ def stratified(loader: Iterable[Any]) -> Iterator[None]:
     Args:
         loader: batches.
     """
+    with _changed(loader, "stratified", True):
+        yield
+
+
+@contextmanager
+def _changed(loader: Iterable[Any], name: str, value: Any) -> Iterator[None]:
+    """Give the sampler of a loader of ours another value of an attribute, for a while."""
     sampler = own_sampler(loader)
     if sampler is None:
         yield
         return
-    before, sampler.stratified = sampler.stratified, True
+    before = getattr(sampler, name)
+    setattr(sampler, name, value)
     try:
         yield
     finally:
-        sampler.stratified = before
+        setattr(sampler, name, before)
 
 
 @contextmanager

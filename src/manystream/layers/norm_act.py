@@ -268,7 +268,7 @@ _MOST_STREAMS = 8
 
 
 def _is_unchanged(tensor: Tensor, known: tuple[Tensor, int]) -> bool:
-    """Whether this is the known tensor, in the version that was read."""
+    """Tell whether this is the known tensor, in the version that was read."""
     return tensor is known[0] and tensor._version == known[1]
 
 
@@ -284,7 +284,7 @@ def _rows_of(norms: Sequence[_NormRows], x: Tensor) -> list[BatchNormRows]:
 
 
 def _each_called(norms: Sequence[_NormRows], x: Tensor) -> Tensor:
-    """What norms that we know nothing of give for their rows.
+    """Call norms that we know nothing of on their rows.
 
     Raises:
         ValueError: if one of several would wait for other processes, which may pass it over.
@@ -301,7 +301,7 @@ def _each_called(norms: Sequence[_NormRows], x: Tensor) -> Tensor:
 
 
 def _called(norm: nn.Module, x: Tensor) -> Tensor:
-    """What a norm gives; without rows it is not called, and its gradients are zero."""
+    """Call a norm; without rows it is not called, and its gradients are zero."""
     y: Tensor = norm(x) if len(x) else x + sum(p.sum() for p in norm.parameters())
     return y
 
