@@ -14,13 +14,9 @@ from manystream.evaluation.measurement import (
     Measurement,
     SubsetMeasurement,
     Subsets,
-    numbered_subsets,
 )
 from manystream.models import StreamNetwork
 from manystream.tasks import Task
-
-Subset = tuple[bool, ...]
-"""Whether each of the M streams stays where a sample has it."""
 
 
 def evaluate(
@@ -108,15 +104,8 @@ def evaluate_subsets(
         return measurement.compute()
 
 
-def subsets_of(network: StreamNetwork) -> dict[str, Subset]:
-    """List every subset of the streams that is not empty, by its name, the largest first."""
-    numbered = numbered_subsets(network.stream_names)
-    streams = range(network.num_streams)
-    return {name: tuple(bool(bits >> m & 1) for m in streams) for name, bits in numbered.items()}
-
-
-def without(network: StreamNetwork, blanked_streams: Collection[str]) -> Subset:
-    """Tell which streams stay when some are taken away.
+def without(network: StreamNetwork, blanked_streams: Collection[str]) -> tuple[bool, ...]:
+    """Tell which of the M streams stay when some are taken away.
 
     Args:
         network: whose streams they are.
